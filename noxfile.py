@@ -1,0 +1,170 @@
+"""How OmniQ is tested, checked, measured and built; `nox -l` lists the sessions.
+
+The name `omniq` on the package index is someone else's project, so no installer may ever look for one of our names
+there. Our distributions are installed by path (a folder, or a wheel that we built), and all those that need one another
+stand on ONE command line, where the path wins over the index. `siblings` sees to that; the packages folder is the list
+of what is ours, so a new package joins every session by being there.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tomllib
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import nox
+
+ROOT = Path(__file__).parent
+PACKAGES = {path.parent.name: path.parent for path in sorted(ROOT.glob("packages/*/pyproject.toml"))}
+
+TEST_REQUIREMENTS = [
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",  # a hanging test fails with a stack
+    "hypothesis>=6.100",
+    "import-linter>=2.3",  # tests/test_layering.py
+    "packaging>=24",  # tests/test_packaging.py
+]
+LINT_REQUIREMENTS = ["ruff>=0.12", "import-linter>=2.3"]
+# pyright is a Node program: with [nodejs] its runtime is a wheel as well, and nothing is downloaded at run time.
+TYPES_REQUIREMENTS = ["mypy>=1.17", "pyright[nodejs]>=1.1.400", "types-PyYAML"]
+BENCH_REQUIREMENTS = ["huey>=2.5"]
+BUILD_REQUIREMENTS = ["build>=1.2", "hatchling>=1.27"]
+PYTHONS = ["3.11", "3.12", "3.13"]
+
+nox.needs_version = ">=2025.2.9"  # `requires=`
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "tests"]
+# An interpreter that is absent is reported as a skipped session, also where CI is set; none is downloaded.
+nox.options.error_on_missing_interpreters = False
+if hasattr(nox.options, "download_python"):  # a newer option than the version asked for above
+    nox.options.download_python = "never"
+
+
+def project(name: str) -> dict[str, Any]:
+    """The [project] table of one of our distributions."""
+    table: dict[str, Any] = tomllib.loads((PACKAGES[name] / "pyproject.toml").read_text("utf-8"))["project"]
+    return table
+
+
+def siblings(names: Iterable[str]) -> list[str]:
+    """The named distributions and all of ours that they need. Without the folder of each we stop: no index is asked."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        if name not in PACKAGES:
+            raise SystemExit(f"{name} is needed, is one of our names, and is not a folder in packages/")
+        found.add(name)
+        needed = (re.match(r"[\w.-]+", line) for line in project(name).get("dependencies", []))
+        waiting += [m[0].lower() for m in needed if m and re.fullmatch(r"omniq(-.*)?", m[0].lower())]
+    return sorted(found)
+
+
+def editable(names: Iterable[str], *, extras: bool = False) -> list[str]:
+    """Installer arguments for our folders; with extras, everything that each calls `all`."""
+    arguments: list[str] = []
+    for name in siblings(names):
+        all_ = "[all]" if extras and "all" in project(name).get("optional-dependencies", {}) else ""
+        arguments += ["-e", f"./packages/{name}{all_}"]
+    return arguments
+
+
+def backends() -> list[str]:
+    """Our distributions that offer a backend: each must pass the conformance suite."""
+    return [name for name in PACKAGES if "omniq.backends" in project(name).get("entry-points", {})]
+
+
+def wheel(name: str) -> Path:
+    """Where the `build` session puts the wheel."""
+    return ROOT / "dist" / f"{name.replace('-', '_')}-{project(name)['version']}-py3-none-any.whl"
+
+
+def run_tests(session: nox.Session) -> None:
+    session.install(*editable(PACKAGES, extras=True), *TEST_REQUIREMENTS)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """What a newcomer does first: install omniq alone, run the first example."""
+    session.install(*editable(["omniq"]))
+    session.run("python", "examples/quickstart/run.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Every test, conformance included, on the Python that runs nox. What follows `--` goes to pytest."""
+    run_tests(session)
+
+
+@nox.session(python=PYTHONS)
+def tests_matrix(session: nox.Session) -> None:
+    """Every test on each Python that we support; those that this machine lacks are reported as skipped."""
+    run_tests(session)
+
+
+@nox.session(requires=["build"])
+@nox.parametrize("backend", backends())
+def conformance(session: nox.Session, backend: str) -> None:
+    """One backend as its users get it: from wheels, in a fresh environment, away from the source tree."""
+    names = siblings([backend, "omniq-conformance"])
+    session.install(*(str(wheel(name)) for name in names), *TEST_REQUIREMENTS)
+    files = sorted((PACKAGES[backend] / "tests").glob("test_conformance*.py"))
+    if not files:
+        session.error(
+            f"packages/{backend}/tests has no test_conformance*.py: what is not tested is not conformant"
+        )
+    session.chdir(session.create_tmp())
+    for module in (name.replace("-", "_") for name in names):
+        check = f"import {module} as m; assert 'site-packages' in m.__file__, m.__file__; print(m.__file__)"
+        session.run("python", "-c", check)
+    options = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
+    session.run("pytest", *options, *map(str, files), *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """OmniQ and its peers side by side in one run; arguments go to benchmarks/run.py."""
+    session.install(*editable(PACKAGES, extras=True), *BENCH_REQUIREMENTS)
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, and who may import whom."""
+    session.install(*editable(PACKAGES), *LINT_REQUIREMENTS)
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Both type checkers over the sources, and over tests/typing: users' code that must pass or be refused."""
+    session.install(*editable(PACKAGES, extras=True), *TYPES_REQUIREMENTS)
+    found = sorted([*ROOT.glob("packages/*/src"), *ROOT.glob("tests/typing")])
+    paths = [str(path.relative_to(ROOT)) for path in found]
+    session.run("mypy", "--strict", *paths)
+    session.run("pyright", *paths)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheel and sdist of every package into dist/, and a look into each wheel."""
+    session.install(*BUILD_REQUIREMENTS)
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    for name, folder in PACKAGES.items():
+        # No isolation: the build backend is in this environment already; no need to install it once per package.
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist", str(folder), silent=True)
+        entries = zipfile.ZipFile(wheel(name)).namelist()
+        if f"{name.replace('-', '_')}/py.typed" not in entries:
+            session.error(f"{wheel(name).name} holds no py.typed: type checkers would ignore its annotations")
+        if not any(entry.endswith("/licenses/LICENSE") for entry in entries):
+            session.error(f"{wheel(name).name} holds no licence")
+        session.log(f"{wheel(name).name}: {len(entries)} files")
