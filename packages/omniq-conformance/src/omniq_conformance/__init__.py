@@ -1,0 +1,26 @@
+"""The suite that says what a backend of OmniQ is: subclass :class:`BackendSuite`, supply a way to make yours, run pytest.
+
+Importing this module loads nothing else: pytest imports it in every run of every project in whose environment it is
+installed, and must not be slowed down, or broken, by a suite that nobody asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omniq_conformance.env import Env, Unavailable
+    from omniq_conformance.suite import BackendSuite
+
+__version__ = "0.1.0"
+__all__ = ["BackendSuite", "Env", "Unavailable"]
+
+_HOMES = {"BackendSuite": "suite", "Env": "env", "Unavailable": "env"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

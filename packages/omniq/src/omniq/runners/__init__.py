@@ -1,0 +1,1 @@
+"""Where functions run: on the event loop, in threads, in processes."""
