@@ -103,7 +103,7 @@ class MemoryBackend(Backend):
         if self._is_open:
             return
         self._attach()
-        self.capabilities = frozenset(Capability) - ABSENT.keys()
+        self.capabilities = frozenset(Capability).difference(ABSENT)
         self.limits = Limits(max_batch=10_000)
         self._queue = MemoryQueue(self)
         self._results = MemoryResultStore(self)

@@ -98,12 +98,13 @@ class Line:
 class NamedQueue:
     """The lines of one queue by priority, and its counts."""
 
-    __slots__ = ("lines", "order", "paused", "pending", "running")
+    __slots__ = ("lines", "order", "paused", "pending", "running", "used")
 
     def __init__(self) -> None:
         self.lines: dict[int, Line] = {}
         self.order: list[int] = []  # priorities, highest first
         self.paused = False
+        self.used = False  # whether it was ever enqueued to, and not just paused
         self.pending = self.running = 0
 
     def line(self, priority: int) -> Line:
@@ -161,6 +162,8 @@ class Store:
         task.state = PENDING
         task.run_at = now + delay_s
         task.worker_id = task.claim_id = task.lease_until = None
+        if task.expires_at is not None:
+            heapq.heappush(self._expiring, (task.expires_at, task.seq, task))  # upkeep may have dropped it meanwhile
         self._queue(task.queue).pending += 1
         self._put_in_line(task, now)
         self.bell.ring(task.queue)
@@ -234,14 +237,16 @@ class Store:
                         continue
                 self._seq += 1
                 task = self._tasks[record.id] = Task(record, self._seq, now)
-                self._queue(task.queue).pending += 1
+                queue = self._queue(task.queue)
+                queue.used = True
+                queue.pending += 1
                 self._put_in_line(task, now, fresh=True)
                 if task.expires_at is not None:
                     heapq.heappush(self._expiring, (task.expires_at, task.seq, task))
                 rung.add(task.queue)
                 answers.append(Enqueued(OK, record.id))
-            for queue in rung:
-                self.bell.ring(queue)
+            for name in rung:
+                self.bell.ring(name)
         return answers
 
     def claim(
@@ -363,13 +368,10 @@ class Store:
             moved.extend(self._reap(task, now) for task in islice(ended, limit))
             expired = 0
             while self._expiring and self._expiring[0][0] <= now and expired < limit:
-                _, seq, task = heapq.heappop(self._expiring)
+                _, _, task = heapq.heappop(self._expiring)
                 if task.state is PENDING and task.expires_at is not None and task.expires_at <= now:
                     moved.append(self._expire(task, now))
                     expired += 1
-                elif task.state is RUNNING and task.expires_at is not None:
-                    heapq.heappush(self._expiring, (now + 1.0, seq, task))  # it may come back: look again
-                    break
             pruned = 0
             while self._finished and self._finished[0][0] + self.retention_s <= now and pruned < limit:
                 pruned += self._forget(*self._finished.popleft())
@@ -393,8 +395,9 @@ class Store:
     def _forget(self, finished_at: float, task: Task) -> int:
         if not task.state.is_final or task.finished_at != finished_at:
             return 0  # it was requeued since
-        if self._tasks.pop(task.id, None) is None:
-            return 0
+        if self._tasks.get(task.id) is not task:
+            return 0  # it was purged since, and the id may belong to a new task
+        del self._tasks[task.id]
         self._results.pop(task.id, None)
         return 1
 
@@ -475,7 +478,7 @@ class Store:
 
     def queue_names(self) -> list[str]:
         with self.lock:
-            return sorted(self._queues)
+            return sorted(name for name, queue in self._queues.items() if queue.used)
 
     def set_paused(self, queues: Sequence[str], paused: bool) -> None:
         with self.lock:
