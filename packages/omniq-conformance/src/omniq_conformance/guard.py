@@ -40,9 +40,11 @@ def run_guarded(main: Callable[[], Coroutine[object, object, None]], *, timeout_
     Raises:
         TookTooLong: it did not end within its time; the message shows where it stood.
     """
+    __tracebackhide__ = True
     loops: list[asyncio.AbstractEventLoop] = []
 
     def run() -> None:
+        __tracebackhide__ = True
         with asyncio.Runner() as runner:
             loops.append(runner.get_loop())
             runner.run(_limited(main, timeout_s, what))
@@ -55,12 +57,16 @@ def run_on_a_thread(
 ) -> None:
     """The outer net alone, for a test that runs several loops itself (see :func:`run_guarded`)."""
     global _left_behind
+    __tracebackhide__ = True
     raised: list[BaseException] = []
 
     def target() -> None:
+        __tracebackhide__ = True
         try:
             run()
-        except BaseException as error:  # a skip and an interrupt are no Exception, and belong to the caller as well
+        except (
+            BaseException
+        ) as error:  # a skip and an interrupt are no Exception, and belong to the caller as well
             raised.append(error)
 
     thread = threading.Thread(target=target, name=f"conformance: {what}", daemon=True)
@@ -80,6 +86,7 @@ def run_on_a_thread(
 
 
 async def _limited(main: Callable[[], Coroutine[object, object, None]], timeout_s: float, what: str) -> None:
+    __tracebackhide__ = True
     task = asyncio.ensure_future(main())
     done, _ = await asyncio.wait({task}, timeout=timeout_s)
     if done:
@@ -89,7 +96,9 @@ async def _limited(main: Callable[[], Coroutine[object, object, None]], timeout_
     others = "".join(_stack(other) for other in asyncio.all_tasks() - {task, asyncio.current_task()})
     task.cancel()
     done, _ = await asyncio.wait({task}, timeout=OBEY_S)
-    ending = "" if done else " It then ignored its cancellation: a call to the backend swallows CancelledError."
+    ending = (
+        "" if done else " It then ignored its cancellation: a call to the backend swallows CancelledError."
+    )
     raise TookTooLong(
         f"{what} did not end within {timeout_s:g} s.{ending} It stood at:\n{stood}\nBeside it:\n{others}"
     )
@@ -104,7 +113,9 @@ def _stack(task: asyncio.Task[object]) -> str:
 def _tasks(loop: asyncio.AbstractEventLoop) -> str:
     try:
         return "".join(_stack(task) for task in asyncio.all_tasks(loop))
-    except RuntimeError:  # read from another thread while the loop's set of tasks changed: it is only for display
+    except (
+        RuntimeError
+    ):  # read from another thread while the loop's set of tasks changed: it is only for display
         return ""
 
 

@@ -1,0 +1,422 @@
+"""Random histories: the backend must answer as its model does, the reference backend that keeps everything in memory.
+
+The model cannot say which of several due tasks an unordered store hands out, nor when a store that reaps by itself does
+so. Where the contract leaves a choice, the rules avoid it rather than guess:
+
+* either claims take a few tasks and nothing is ever delayed or lost, so that the order is certain (with ``FIFO`` and
+  ``PRIORITY``), or claims take everything that a queue has, and time passes;
+* upkeep follows each step of time at once, on both sides;
+* leases are extended claim by claim, since a driver may keep one lease for a whole claim;
+* times are chosen so that no two of them coincide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from omniq_conformance.bench import Bench, close
+from omniq_conformance.catalogue import check
+from omniq_conformance.env import Env
+from omniq_core import (
+    Backend,
+    Capability,
+    Claim,
+    Lease,
+    Outcome,
+    Queue,
+    ResultRecord,
+    Settlement,
+    TaskFilter,
+    TaskRecord,
+    TaskSnapshot,
+    TaskState,
+    Verb,
+)
+from omniq_memory import MemoryBackend
+
+T = TypeVar("T")
+
+TASKS = [f"t{number}" for number in range(8)]
+QUEUES = ["a", "b", "c"]
+KEYS = ["k0", "k1"]
+RESULTS = ["r0", "r1"]
+LEASE_S, DELAY_S, TTL_S = 10.5, 5.25, 20.125
+STEPS_S = [1.0, 7.0, 31.0]
+OPEN_ENDED = (Outcome.DUPLICATE, Outcome.STALE)
+
+tasks = st.sampled_from(TASKS)
+queues = st.sampled_from(QUEUES)
+
+
+@dataclass
+class Held:
+    """One lease as both sides know it."""
+
+    task_id: str
+    ours: Lease
+    models: Lease
+    settled: bool = False
+
+
+def _machine(bench: Bench) -> type[RuleBasedStateMachine]:
+    """A machine class for this backend: its rules are those that its capabilities allow."""
+    has = bench.has
+    timed = bench.moves_time and bench.reaps_in_maintain and not bench.limits.reclaim_delay_s
+    ordered = has(Capability.FIFO, Capability.PRIORITY)
+    number = 0
+
+    class Machine(RuleBasedStateMachine):
+        """The backend and its model, side by side."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.runner = asyncio.Runner()
+            self.stack = AsyncExitStack()
+            self.claims: list[list[Held]] = []
+            self.fences: dict[str, int] = {}
+            self.reasons: dict[str, str | None] = {}
+            self.few = False
+
+        def run(self, call: Coroutine[Any, Any, T]) -> T:
+            return self.runner.run(call)
+
+        def both(self, make: Callable[[Queue], Coroutine[Any, Any, T]]) -> tuple[T, T]:
+            return self.run(make(self.ours.queue())), self.run(make(self.model.queue()))
+
+        def same(self, what: str, make: Callable[[Queue], Coroutine[Any, Any, T]]) -> T:
+            ours, models = self.both(make)
+            found = list(ours) if isinstance(ours, Sequence) else ours
+            wanted = list(models) if isinstance(models, Sequence) else models
+            assert found == wanted, f"{what}: the backend answered {found}, the model {wanted}"
+            return ours
+
+        @initialize(few=st.booleans())
+        def start(self, few: bool) -> None:
+            nonlocal number
+            number += 1
+            folder = bench.env.tmp_path / f"run{number}"
+            folder.mkdir()
+            self.few = few and ordered
+            env = Env(folder, manual=bench.env.manual is not None)
+            self.clock = env.manual
+            self.ours: Backend = self.run(self.stack.enter_async_context(bench.suite.backend(env)))
+            self.model: Backend = MemoryBackend(clock=env.clock)
+            for backend in (self.ours, self.model):
+                self.run(backend.open())
+
+        def teardown(self) -> None:
+            try:
+                if hasattr(self, "ours"):
+                    self.run(close(self.ours))
+                    self.run(self.stack.aclose())
+            finally:
+                self.runner.close()
+
+        # --- the life of a task -----------------------------------------------------------------------------------
+
+        @rule(
+            ids=st.lists(tasks, min_size=1, max_size=min(4, bench.limits.max_batch)),
+            queue=queues,
+            delayed=st.booleans(),
+            expires=st.booleans(),
+            priority=st.sampled_from([0, 0, 3, -1]),
+            key=st.sampled_from([None, None, *KEYS]),
+            crashes=st.sampled_from([1, 2, 3]),
+        )
+        def enqueue(
+            self,
+            ids: list[str],
+            queue: str,
+            delayed: bool,
+            expires: bool,
+            priority: int,
+            key: str | None,
+            crashes: int,
+        ) -> None:
+            waits = timed and not self.few
+            records = [
+                TaskRecord(
+                    task_id,
+                    queue,
+                    "work",
+                    task_id.encode(),
+                    priority=priority if has(Capability.PRIORITY) else 0,
+                    delay_s=DELAY_S if delayed and waits and has(Capability.DELAYED) else 0.0,
+                    ttl_s=TTL_S if expires and waits and has(Capability.EXPIRY) else None,
+                    max_crashes=crashes,
+                    unique_key=key if has(Capability.UNIQUE) else None,
+                )
+                for task_id in ids
+            ]
+            self.same("enqueue", lambda q: q.enqueue(records))
+
+        @rule(names=st.permutations(QUEUES), count=st.integers(1, 3))
+        def claim(self, names: list[str], count: int) -> None:
+            names, wanted = (names[:2], count) if self.few else (names[:1], bench.limits.max_batch)
+            wanted = min(wanted, bench.limits.max_batch)
+            if not self.few and len(TASKS) > wanted:
+                return
+            claim_id = bench.new_id("c")
+
+            def make(q: Queue) -> Coroutine[Any, Any, Sequence[Claim]]:
+                return q.claim(names, max_tasks=wanted, lease_s=LEASE_S, worker_id="w", claim_id=claim_id)
+
+            ours, models = self.both(make)
+            again = self.run(make(self.ours.queue())) if ours else ours
+            assert _shown(again) == _shown(ours), "a repeated claim gave other tasks"
+            if self.few:
+                assert [c.task_id for c in ours] == [c.task_id for c in models], (
+                    f"claim({names}, max_tasks={wanted}): the backend handed out {[c.task_id for c in ours]}, the "
+                    f"model {[c.task_id for c in models]}"
+                )
+            ours = sorted(ours, key=lambda c: c.task_id)
+            models = sorted(models, key=lambda c: c.task_id)
+            assert [_plain(c) for c in ours] == [_plain(c) for c in models], (
+                f"claim({names}): the backend handed out {ours}, the model {models}"
+            )
+            if ours:
+                for c in ours:
+                    assert c.lease.fence > self.fences.get(c.task_id, 0), (
+                        f"the fence of {c.task_id} did not rise"
+                    )
+                    self.fences[c.task_id] = c.lease.fence
+                pairs = zip(ours, models, strict=True)
+                self.claims.append([Held(c.task_id, c.lease, m.lease) for c, m in pairs])
+
+        @precondition(lambda self: self.claims)
+        @rule(data=st.data(), verbs=st.lists(st.sampled_from(list(Verb)), min_size=1, max_size=3))
+        def settle(self, data: st.DataObject, verbs: list[Verb]) -> None:
+            held = [h for claim in self.claims for h in claim]
+            picked = [data.draw(st.sampled_from(held)) for _ in verbs[: bench.limits.max_batch]]
+            later = timed and not self.few and has(Capability.DELAYED) and data.draw(st.booleans())
+            crashed = data.draw(st.booleans())
+
+            def make(h: Held, lease: Lease, verb: Verb) -> Settlement:
+                final = verb in (Verb.SUCCEED, Verb.DEAD, Verb.CANCEL)
+                return Settlement(
+                    lease,
+                    verb,
+                    delay_s=0.0 if final or not later else DELAY_S,
+                    reason=verb.value,
+                    error=h.task_id.encode(),
+                    result=b"result" if final and has(Capability.ATOMIC_SETTLE) else None,
+                    crashed=crashed,
+                )
+
+            items = list(zip(picked, verbs, strict=False))
+            ours = self.run(self.ours.queue().settle([make(h, h.ours, verb) for h, verb in items]))
+            models = self.run(self.model.queue().settle([make(h, h.models, verb) for h, verb in items]))
+            for (h, verb), found, wanted in zip(items, ours, models, strict=True):
+                told = f"{verb.name} of {h.task_id}: the backend answered {found}, the model {wanted}"
+                if wanted is Outcome.OK:
+                    h.settled = True
+                    self.reasons[h.task_id] = verb.value
+                if wanted in OPEN_ENDED:
+                    assert found in OPEN_ENDED, told
+                    # Nobody settled under this lease: it can only be stale. The other way round a driver may forget.
+                    assert found is Outcome.STALE or h.settled, told
+                else:
+                    assert found is wanted, told
+
+        @precondition(lambda self: self.claims and not self.few)
+        @rule(data=st.data(), longer=st.booleans())
+        def extend(self, data: st.DataObject, longer: bool) -> None:
+            held = data.draw(st.sampled_from(self.claims))[: bench.limits.max_batch]
+            lease_s = LEASE_S * 2 if longer else LEASE_S / 4
+            ours = self.run(self.ours.queue().extend([h.ours for h in held], lease_s=lease_s))
+            models = self.run(self.model.queue().extend([h.models for h in held], lease_s=lease_s))
+            for h, found, wanted in zip(held, ours, models, strict=True):
+                told = (found.outcome, found.cancel_requested)
+                assert told == (wanted.outcome, wanted.cancel_requested), (
+                    f"extend of {h.task_id}: the backend answered {found}, the model {wanted}"
+                )
+
+        # --- time -------------------------------------------------------------------------------------------------
+
+        @precondition(lambda self: timed and not self.few)
+        @rule(seconds=st.sampled_from(STEPS_S))
+        def time_passes(self, seconds: float) -> None:
+            assert self.clock is not None
+            self.clock.advance(seconds)
+            moved = []
+            for backend in (self.ours, self.model):
+                told = {}
+                while True:
+                    done = self.run(backend.queue().maintain())
+                    told.update({m.task_id: (m.state, m.queue, m.attempt, m.crashes) for m in done.moved})
+                    if not done.more:
+                        break
+                moved.append(told)
+            assert moved[0] == moved[1], f"maintain: the backend told {moved[0]}, the model {moved[1]}"
+            for task_id in moved[0]:
+                self.reasons.pop(task_id, None)
+
+        # --- features ---------------------------------------------------------------------------------------------
+
+        @precondition(lambda self: has(Capability.CANCEL))
+        @rule(task_id=tasks)
+        def cancel(self, task_id: str) -> None:
+            self.same(f"cancel({task_id})", lambda q: q.cancel([task_id]))
+
+        @precondition(lambda self: has(Capability.REQUEUE) and not self.few)
+        @rule(task_id=tasks)
+        def requeue(self, task_id: str) -> None:
+            outcomes = self.same(f"requeue({task_id})", lambda q: q.requeue([task_id]))
+            if list(outcomes) == [Outcome.OK]:
+                self.reasons.pop(task_id, None)
+
+        @precondition(lambda self: has(Capability.PAUSE))
+        @rule(queue=queues, paused=st.booleans())
+        def pause(self, queue: str, paused: bool) -> None:
+            self.same("pause", lambda q: q.pause([queue]) if paused else q.resume([queue]))
+
+        @precondition(lambda self: has(Capability.PURGE))
+        @rule(queue=queues, state=st.sampled_from(list(TaskState)))
+        def purge(self, queue: str, state: TaskState) -> None:
+            which = TaskFilter(queues=[queue], states=[state])
+            self.same(f"purge({which})", lambda q: q.purge(which))
+            known = {
+                task_id for task_id in TASKS if list(self.run(self.model.queue().get([task_id]))) != [None]
+            }
+            # What a former life's lease may do to a new task under the same id, the contract does not say.
+            self.claims = [
+                held for claim in self.claims if (held := [h for h in claim if h.task_id in known])
+            ]
+            self.fences = {task_id: fence for task_id, fence in self.fences.items() if task_id in known}
+            self.reasons = {task_id: reason for task_id, reason in self.reasons.items() if task_id in known}
+
+        # --- results ----------------------------------------------------------------------------------------------
+
+        @precondition(lambda self: has(Capability.RESULTS))
+        @rule(
+            task_id=st.sampled_from(RESULTS),
+            fence=st.integers(1, 4),
+            final=st.booleans(),
+            expires=st.booleans(),
+        )
+        def put_result(self, task_id: str, fence: int, final: bool, expires: bool) -> None:
+            ttl_s = TTL_S if expires and timed and has(Capability.RESULT_TTL) else None
+            record = ResultRecord(task_id, fence, TaskState.SUCCEEDED, b"%d" % fence, ttl_s, final)
+            answers = [list(self.run(x.result_store().put([record]))) for x in (self.ours, self.model)]
+            assert answers[0] == answers[1], (
+                f"put({record}): the backend answered {answers[0]}, the model {answers[1]}"
+            )
+
+        @precondition(lambda self: has(Capability.RESULTS))
+        @rule(task_id=st.sampled_from(RESULTS))
+        def delete_result(self, task_id: str) -> None:
+            counts = [self.run(x.result_store().delete([task_id])) for x in (self.ours, self.model)]
+            assert counts[0] == counts[1], f"delete: the backend counted {counts[0]}, the model {counts[1]}"
+
+        # --- what must hold after every step ----------------------------------------------------------------------
+
+        @invariant()
+        def the_tasks_are_the_same(self) -> None:
+            if not hasattr(self, "model"):
+                return
+            size = bench.limits.max_batch
+            for ids in (TASKS[start : start + size] for start in range(0, len(TASKS), size)):
+                ours, models = self.both(lambda q, ids=ids: q.get(ids))  # type: ignore[arg-type, misc, return-value]
+                for task_id, found, wanted in zip(ids, ours, models, strict=True):
+                    assert _facts(found) == _facts(wanted), (
+                        f"{task_id}: the backend keeps {found}, the model {wanted}"
+                    )
+                    if found is not None and task_id in self.reasons:
+                        assert found.reason == self.reasons[task_id], (
+                            f"the reason of {task_id} is {found.reason!r}"
+                        )
+
+        @invariant()
+        def the_results_are_the_same(self) -> None:
+            if not hasattr(self, "model") or not has(Capability.RESULTS):
+                return
+            for task_id in [*RESULTS, *TASKS] if has(Capability.ATOMIC_SETTLE) else RESULTS:
+                [found] = self.run(self.ours.result_store().get([task_id]))
+                [wanted] = self.run(self.model.result_store().get([task_id]))
+                facts = [r and (r.state, r.body, r.final) for r in (found, wanted)]
+                assert facts[0] == facts[1], (
+                    f"the result of {task_id}: the backend keeps {found}, the model {wanted}"
+                )
+
+        @invariant()
+        def the_counts_are_the_same(self) -> None:
+            if hasattr(self, "model") and has(Capability.STATS):
+                ours, models = [
+                    [s for name in QUEUES for s in self.run(x.queue().stats([name]))]
+                    for x in (self.ours, self.model)
+                ]
+                facts = [[(s.ready, s.delayed, s.running, s.paused) for s in side] for side in (ours, models)]
+                assert facts[0] == facts[1], f"stats: the backend says {ours}, the model {models}"
+
+    return Machine
+
+
+def _shown(claims: Sequence[Claim]) -> list[tuple[str, int]]:
+    return sorted((c.task_id, c.lease.fence) for c in claims)
+
+
+def _plain(c: Claim) -> tuple[object, ...]:
+    return (c.task_id, c.queue, c.body, c.attempt, c.crashes, c.max_attempts, c.max_crashes)
+
+
+def _facts(task: TaskSnapshot | None) -> tuple[object, ...] | None:
+    if task is None:
+        return None
+    return (
+        task.queue, task.state, task.body, task.priority, task.attempt, task.crashes, task.max_crashes,
+        task.worker_id, task.unique_key, task.cancel_requested, task.error,
+    )  # fmt: skip
+
+
+@check(Capability.FENCED_SETTLE, slow=12, wide=True)
+async def random_histories_agree_with_the_model(b: Bench) -> None:
+    machine = _machine(b)
+    run_settings = settings(
+        max_examples=b.chance.examples,
+        stateful_step_count=40,
+        derandomize=b.chance.repeatable,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+        print_blob=False,
+    )
+    # A machine runs loops of its own, so it cannot run on this one; and nobody could stop a pool's thread.
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            run_state_machine_as_test(machine, settings=run_settings)
+        except BaseException as raised:
+            error = raised
+        loop.call_soon_threadsafe(_end, ended, error)
+
+    threading.Thread(target=run, name="conformance: machine", daemon=True).start()
+    await ended
+
+
+def _end(ended: asyncio.Future[None], error: BaseException | None) -> None:
+    if ended.done():
+        return
+    if error is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(error)

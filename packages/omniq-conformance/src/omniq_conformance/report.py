@@ -1,0 +1,159 @@
+"""What a run says about a backend: a verdict, and every test behind it."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from omniq_conformance import __version__
+from omniq_conformance.catalogue import manifest
+from omniq_conformance.suite import Facts
+from omniq_core import SPI_VERSION, Backend, Capability
+
+__all__ = [
+    "Plugin",
+    "Report",
+    "SuiteReport",
+    "TestReport",
+    "plugin_of",
+    "read_report",
+    "verdict_of",
+    "write_report",
+]
+
+Outcome = Literal["passed", "failed", "skipped", "deviation", "unavailable", "not run"]
+Verdict = Literal["conformant", "partial", "non-conformant", "incomplete"]
+
+
+class TestReport(msgspec.Struct, frozen=True):
+    """One test."""
+
+    name: str
+    topic: str
+    level: str
+    outcome: Outcome
+    ran: str = ""
+    """``check``, ``twin of CANCEL`` (the capability is not declared), ``not claimed: DURABLE`` or ``not offered: ...``."""
+    reason: str = ""
+    seconds: float = 0.0
+
+
+class Plugin(msgspec.Struct, frozen=True):
+    """Which backend."""
+
+    backend: str
+    distribution: str
+    version: str
+    class_name: str
+
+
+class SuiteReport(msgspec.Struct, frozen=True):
+    """One subclass of the suite: one backend in one configuration."""
+
+    suite: str
+    verdict: Verdict
+    counts: Mapping[str, int]
+    plugin: Plugin | None = None
+    server: str = ""
+    durability: Mapping[str, str] = {}
+    capabilities: Sequence[str] = ()
+    absent: Mapping[str, str] = {}
+    """Capabilities that are not declared, and the backend's reason; empty where it gives none."""
+    tests: Sequence[TestReport] = ()
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One run of pytest."""
+
+    omniq_conformance: str
+    """The suite's version."""
+    spi: str
+    python: str
+    platform: str
+    at: str
+    command: str
+    suites: Sequence[SuiteReport]
+
+
+def verdict_of(tests: Sequence[TestReport]) -> Verdict:
+    """What the tests of one suite say together.
+
+    ``non-conformant``: something failed or was skipped, or deviates from a core test. ``incomplete``: something was not
+    run, or a service was missing. ``partial``: known deviations from extended tests. Else ``conformant``.
+    """
+    outcomes = {test.outcome for test in tests}
+    if outcomes & {"failed", "skipped"} or any(t.outcome == "deviation" and t.level == "core" for t in tests):
+        return "non-conformant"
+    if outcomes & {"not run", "unavailable"}:
+        return "incomplete"
+    return "partial" if "deviation" in outcomes else "conformant"
+
+
+def suite_report(name: str, facts: Facts | None, found: Mapping[str, TestReport]) -> SuiteReport:
+    """Judges what was found against the shipped manifest: a test that is not there was not run."""
+    tests = [
+        found.get(test) or TestReport(test, topic, level, "not run")
+        for test, (level, topic) in manifest().items()
+    ]
+    counts: Counter[str] = Counter(test.outcome for test in tests)
+    counts["twins"] = sum(test.ran.startswith("twin") for test in tests)
+    counts["not claimed"] = sum(test.ran.startswith("not ") for test in tests)
+    if facts is None:
+        return SuiteReport(name, verdict_of(tests), counts, tests=tests)
+    health = facts.health
+    missing = sorted(set(Capability) - facts.capabilities)
+    return SuiteReport(
+        name,
+        verdict_of(tests),
+        counts,
+        plugin=plugin_of(facts.backend),
+        server=health.server if health else "",
+        durability=(
+            {
+                "server_killed": health.durability.server_killed.value,
+                "power_cut": health.durability.power_cut.value,
+            }
+            if health
+            else {}
+        ),
+        capabilities=sorted(capability.value for capability in facts.capabilities),
+        absent={capability.value: facts.absent.get(capability, "") for capability in missing},
+        tests=tests,
+    )
+
+
+def plugin_of(backend: type[Backend]) -> Plugin:
+    """The distribution that offers a backend; ``?`` for a class of the test's own."""
+    top = backend.__module__.partition(".")[0]
+    for point in importlib.metadata.entry_points(group="omniq.backends"):
+        if point.name == backend.name and point.module.partition(".")[0] == top and point.dist is not None:
+            return Plugin(backend.name, point.dist.name, point.dist.version, backend.__qualname__)
+    return Plugin(backend.name, "?", "?", backend.__qualname__)
+
+
+def new_report(command: str, suites: Sequence[SuiteReport]) -> Report:
+    return Report(
+        omniq_conformance=__version__,
+        spi=".".join(map(str, SPI_VERSION)),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        suites=suites,
+    )
+
+
+def write_report(report: Report, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+
+
+def read_report(file: Path) -> Report:
+    return msgspec.json.decode(file.read_bytes(), type=Report)
