@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from omniq_conformance.env import Env, Unavailable
 from omniq_conformance.hand import Hand
 from omniq_conformance.remote import Remote
-from omniq_core import Backend, BackendError, Capability, ErrorCode, Unreachable, Unsupported
+from omniq_core import Backend, BackendError, Capability, ErrorCode, TaskState, Unreachable, Unsupported
 
 if TYPE_CHECKING:
     from omniq_conformance.suite import BackendSuite
@@ -134,6 +134,16 @@ class Bench(Hand):
                 return
             assert loop.time() < end, f"the leases of {task_ids} have ended, and maintain does not reap them"
             await asyncio.sleep(0.02)
+
+    async def expired(self, task_id: str) -> None:
+        """Upkeep until the task, whose time has passed, is expired."""
+        for _ in range(100):
+            await self.maintain()
+            state = await self.state(task_id)
+            if state is TaskState.EXPIRED:
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError(f"a task whose time has passed is still {state} after upkeep")
 
     def now(self) -> float:
         """The backend's idea of the time, where the suite shares it."""

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,10 +44,22 @@ def kind(request: pytest.FixtureRequest) -> type[Server]:
     return found
 
 
+def emptied(server: Server) -> Server:
+    if isinstance(server, PostgresServer):
+        server.execute("SET client_min_messages = error; DROP TABLE IF EXISTS kept")
+    elif isinstance(server, SpeaksRedis):
+        server.command("DEL", "kept")
+    return server
+
+
 @pytest.fixture
-def durable(kind: type[Server]) -> Iterator[Server]:
-    with kind("durable") as server:
-        yield server
+def default(kind: type[Server], request: pytest.FixtureRequest) -> Server:
+    return emptied(request.getfixturevalue(f"{kind.kind}_server"))
+
+
+@pytest.fixture
+def durable(kind: type[Server], request: pytest.FixtureRequest) -> Server:
+    return emptied(request.getfixturevalue(f"{kind.kind}_server_durable"))
 
 
 def put(server: Server, value: str) -> None:
@@ -87,25 +98,26 @@ def refused(port: int) -> bool:
 
 
 @pytest.mark.parametrize("profile", ["default", "durable"])
-def test_a_server_starts_answers_and_tells_its_version(kind: type[Server], profile: base.Profile) -> None:
-    with kind(profile) as server:
-        assert server.ping()
-        assert server.version.startswith(VERSIONS[server.kind])
-        assert server.url.startswith(("postgresql://postgres@127.0.0.1:", "redis://127.0.0.1:"))
-        is_durable = all(server.setting(name) == value for name, value in server.durable.items())
-        assert is_durable == (profile == "durable" or kind is PostgresServer)
-        assert server.start() is server
-        assert repr(server) == f"<{kind.__name__} {profile} pid {server.pid}>"
+def test_a_server_starts_answers_and_tells_its_version(
+    kind: type[Server], profile: base.Profile, request: pytest.FixtureRequest
+) -> None:
+    server: Server = request.getfixturevalue(profile)
+    assert server.ping()
+    assert server.version.startswith(VERSIONS[server.kind])
+    assert server.url.startswith(("postgresql://postgres@127.0.0.1:", "redis://127.0.0.1:"))
+    is_durable = all(server.setting(name) == value for name, value in server.durable.items())
+    assert is_durable == (profile == "durable" or kind is PostgresServer)
+    assert server.start() is server
+    assert repr(server) == f"<{kind.__name__} {profile} pid {server.pid}>"
 
 
-def test_the_port_the_url_and_the_data_survive_a_restart(kind: type[Server]) -> None:
-    with kind() as server:
-        url, pid = server.url, server.pid
-        put(server, "before")
-        server.restart()
-        assert server.url == url
-        assert server.pid != pid
-        assert kept(server) == ["before"]
+def test_the_port_the_url_and_the_data_survive_a_restart(default: Server) -> None:
+    url, pid = default.url, default.pid
+    put(default, "before")
+    default.restart()
+    assert default.url == url
+    assert default.pid != pid
+    assert kept(default) == ["before"]
 
 
 def test_a_durable_server_keeps_what_it_acknowledged_before_kill_9(durable: Server) -> None:
@@ -174,10 +186,11 @@ def test_a_session_of_postgres_dies_with_it_and_is_frozen_with_it(postgres_serve
             pass  # which of the two depends on what the server had read
 
 
-def test_postgres_stops_at_once_though_a_client_is_connected() -> None:
-    with PostgresServer() as server, postgres_session(server):
-        server.stop()
-        assert "fast shutdown" in server.log
+def test_postgres_stops_at_once_though_a_client_is_connected(postgres_server: PostgresServer) -> None:
+    with postgres_session(postgres_server):
+        before = len(postgres_server.log)
+        postgres_server.stop()
+        assert "fast shutdown" in postgres_server.log[before:]
 
 
 @linux
@@ -268,21 +281,19 @@ def test_servers_die_with_the_process_that_started_them_and_not_with_its_fork(en
 
 
 def test_a_server_that_a_variable_names_is_used_and_never_ended(
-    kind: type[Server], monkeypatch: pytest.MonkeyPatch
+    kind: type[Server], default: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with kind() as ours:
-        monkeypatch.setenv(kind.variable, ours.url)
-        theirs = kind.from_env()
-        with theirs:
-            assert theirs.url == ours.url
-            assert not theirs.is_ours
-            assert theirs.version == ours.version
-            for verb in ("stop", "kill", "freeze", "thaw", "restart"):
-                with pytest.raises(NotOurServer, match=kind.variable):
-                    getattr(theirs, verb)()
-        assert ours.ping()
-        monkeypatch.setenv(kind.variable, "")
-        assert kind.from_env().is_ours
+    monkeypatch.setenv(kind.variable, default.url)
+    with kind.from_env() as theirs:
+        assert theirs.url == default.url
+        assert not theirs.is_ours
+        assert theirs.version == default.version
+        for verb in ("stop", "kill", "freeze", "thaw", "restart"):
+            with pytest.raises(NotOurServer, match=kind.variable):
+                getattr(theirs, verb)()
+    assert default.ping()
+    monkeypatch.setenv(kind.variable, "")
+    assert kind.from_env().is_ours
 
 
 def test_a_named_server_that_is_absent_or_not_durable_is_a_failure_that_says_so(
@@ -348,14 +359,15 @@ def test_a_prefix_is_fresh_and_its_keys_are_removed(
     valkey_server: ValkeyServer, redis_server: RedisServer
 ) -> None:
     for server in (valkey_server, redis_server):
+        before = server.command("DBSIZE")
         server.command("SET", "other", "stays")
         with fresh_prefix(server) as prefix:
             for n in range(50):
                 server.command("SET", f"{prefix}:{n}", n)
             server.command("SET", f"{{{prefix}}}:tagged", "x")
-            assert server.command("DBSIZE") == 52
-        assert server.command("DBSIZE") == 1
-        server.command("DEL", "other")
+            assert server.command("EXISTS", f"{prefix}:7", f"{{{prefix}}}:tagged") == 2
+        assert server.command("DEL", "other") == 1
+        assert server.command("DBSIZE") == before
 
 
 def test_sql_that_fails_is_an_error_with_the_reason(postgres_server: PostgresServer) -> None:

@@ -126,6 +126,11 @@ def honest(cls: type[Specimen]) -> type[Specimen]:
 
 
 @honest
+class Plain(Specimen):
+    """in real time."""
+
+
+@honest
 class SmallLimits(Specimen):
     """with batches of at most 3 and bodies of at most 1,024 bytes."""
 
@@ -286,10 +291,3 @@ class Tupled(Specimen):
             return tuple(await super().cancel(task_ids))
 
     queue_type = Tuples
-
-
-@honest
-class Plain(Specimen):
-    """in real time."""
-
-

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import msgspec
 from omniq_core import (
+    BackendError,
     Capability,
     Claim,
     Closed,
@@ -28,7 +29,7 @@ from omniq_core import (
     Verb,
 )
 from omniq_memory.backend import MemoryEventStore, MemoryQueue, MemoryResultStore, _wait
-from omniq_memory.store import CANCELLED, Store, Task
+from omniq_memory.store import CANCELLED, Store, Task, _event_matches
 
 from specimens.mutants_of_queues import OK, STALE, mutant
 from specimens.trial import Specimen
@@ -137,10 +138,14 @@ class KeyPerQueue(Store):
     """a unique key holds only within its queue."""
 
     def enqueue(self, records: Sequence[TaskRecord]) -> list[Enqueued]:
-        def local(r: TaskRecord) -> TaskRecord:
-            return msgspec.structs.replace(r, unique_key=r.unique_key and f"{r.queue}/{r.unique_key}")
-
-        return super().enqueue([local(record) for record in records])
+        kept = self._unique
+        answers = []
+        for record in records:
+            self._unique = {key: t for key, t in kept.items() if self._tasks[t].queue == record.queue}
+            answers += super().enqueue([record])
+            kept.update(self._unique)
+        self._unique = kept
+        return answers
 
 
 @mutant("expiry")
@@ -388,16 +393,16 @@ class SkippingInARace(Specimen):
                 await asyncio.sleep(0.001)
             outcomes = store.append(events)
             numbers = store.__dict__.setdefault("numbers", {})
-            numbers.update((event.id, mine) for event in events)
+            numbers.update((e.id, mine + n / 1000) for n, e in enumerate(events) if outcomes[n] is OK)
             return outcomes
 
         async def read(self, which: EventFilter, /, *, after: str | None = None, limit: int = 1000) -> Page[Event]:
             store = self._backend.store()
             numbers = store.__dict__.setdefault("numbers", {})
-            since = int(after or -1)
-            found = sorted((e for e in store._events if numbers.get(e.id, -1) > since), key=lambda e: numbers[e.id])
-            found = found[:limit]
-            return Page(found, str(numbers[found[-1].id]) if found else after)
+            since = float(after or -1)
+            later = (e for e in store._events if numbers.get(e.id, -1) > since and _event_matches(e, which))
+            found = sorted(later, key=lambda e: (numbers[e.id], e.at))[:limit]
+            return Page(found, repr(numbers[found[-1].id]) if found else after or "-1")
 
     events_type = Log
 
@@ -505,8 +510,9 @@ class Guessing(Specimen):
     """an unknown error is said to have had no effect."""
 
     def classify(self, error: BaseException, /) -> ErrorCode:
-        code = super().classify(error)
-        return ErrorCode.UNAVAILABLE if code is ErrorCode.UNKNOWN else code
+        if isinstance(error, (BackendError, Unsupported)):
+            return super().classify(error)
+        return ErrorCode.UNAVAILABLE
 
 
 @mutant("time_and_order")

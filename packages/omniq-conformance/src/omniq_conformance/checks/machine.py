@@ -13,7 +13,9 @@ so. Where the contract leaves a choice, the rules avoid it rather than guess:
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from omniq_conformance.bench import Bench, close
+from omniq_conformance.bench import Bench, Chance, close
 from omniq_conformance.catalogue import check
 from omniq_conformance.env import Env
 from omniq_core import (
@@ -52,16 +54,24 @@ from omniq_memory import MemoryBackend
 
 T = TypeVar("T")
 
-TASKS = [f"t{number}" for number in range(8)]
-QUEUES = ["a", "b", "c"]
+TASKS = [f"t{number}" for number in range(20)]
+"""Few enough that ids come again, many enough that not all have ended after some steps."""
+QUEUES = ["a", "b"]
 KEYS = ["k0", "k1"]
 RESULTS = ["r0", "r1"]
 LEASE_S, DELAY_S, TTL_S = 10.5, 5.25, 20.125
 STEPS_S = [1.0, 7.0, 31.0]
+LOST_S = 13.0
+SHORTEN_S = 10.0
+"""How long a history that fails is shortened before it is shown."""
 OPEN_ENDED = (Outcome.DUPLICATE, Outcome.STALE)
 
 tasks = st.sampled_from(TASKS)
 queues = st.sampled_from(QUEUES)
+
+
+class OutOfTime(KeyboardInterrupt):
+    """Ends the shortening: of all exceptions only an interrupt is none that a failing test could have raised."""
 
 
 @dataclass
@@ -83,6 +93,8 @@ def _machine(bench: Bench) -> type[RuleBasedStateMachine]:
 
     class Machine(RuleBasedStateMachine):
         """The backend and its model, side by side."""
+
+        ends_at = math.inf
 
         def __init__(self) -> None:
             super().__init__()
@@ -106,9 +118,11 @@ def _machine(bench: Bench) -> type[RuleBasedStateMachine]:
             assert found == wanted, f"{what}: the backend answered {found}, the model {wanted}"
             return ours
 
-        @initialize(few=st.booleans())
+        @initialize(few=st.sampled_from([False, False, True]))
         def start(self, few: bool) -> None:
             nonlocal number
+            if time.monotonic() > self.ends_at:
+                raise OutOfTime
             number += 1
             folder = bench.env.tmp_path / f"run{number}"
             folder.mkdir()
@@ -168,10 +182,14 @@ def _machine(bench: Bench) -> type[RuleBasedStateMachine]:
 
         @rule(names=st.permutations(QUEUES), count=st.integers(1, 3))
         def claim(self, names: list[str], count: int) -> None:
-            names, wanted = (names[:2], count) if self.few else (names[:1], bench.limits.max_batch)
+            self.take(names, count)
+
+        def take(self, names: Sequence[str], count: int = 1) -> list[Held]:
+            """Claims on both sides: a few tasks of all queues, or all of the first."""
+            if not self.few and len(TASKS) > bench.limits.max_batch:
+                return []
+            names, wanted = (names, count) if self.few else (names[:1], len(TASKS))
             wanted = min(wanted, bench.limits.max_batch)
-            if not self.few and len(TASKS) > wanted:
-                return
             claim_id = bench.new_id("c")
 
             def make(q: Queue) -> Coroutine[Any, Any, Sequence[Claim]]:
@@ -190,14 +208,28 @@ def _machine(bench: Bench) -> type[RuleBasedStateMachine]:
             assert [_plain(c) for c in ours] == [_plain(c) for c in models], (
                 f"claim({names}): the backend handed out {ours}, the model {models}"
             )
-            if ours:
-                for c in ours:
-                    assert c.lease.fence > self.fences.get(c.task_id, 0), (
-                        f"the fence of {c.task_id} did not rise"
-                    )
-                    self.fences[c.task_id] = c.lease.fence
-                pairs = zip(ours, models, strict=True)
-                self.claims.append([Held(c.task_id, c.lease, m.lease) for c, m in pairs])
+            for c in ours:
+                assert c.lease.fence > self.fences.get(c.task_id, 0), f"the fence of {c.task_id} did not rise"
+                self.fences[c.task_id] = c.lease.fence
+            held = [Held(c.task_id, c.lease, m.lease) for c, m in zip(ours, models, strict=True)]
+            if held:
+                self.claims.append(held)
+            return held
+
+        @rule(queue=queues, verb=st.sampled_from(list(Verb)), requested=st.booleans(), crashed=st.booleans())
+        def claim_and_settle(self, queue: str, verb: Verb, requested: bool, crashed: bool) -> None:
+            held = self.take([queue])[: bench.limits.max_batch]
+            if requested and held and has(Capability.CANCEL):
+                self.cancel_one(held[0].task_id)
+            self.settle_both([(h, verb) for h in held], crashed=crashed)
+
+        @precondition(lambda self: timed and not self.few)
+        @rule(queue=queues, requested=st.booleans())
+        def claim_and_lose(self, queue: str, requested: bool) -> None:
+            held = self.take([queue])
+            if requested and held and has(Capability.CANCEL):
+                self.cancel_one(held[0].task_id)
+            self.pass_time(LOST_S)
 
         @precondition(lambda self: self.claims)
         @rule(data=st.data(), verbs=st.lists(st.sampled_from(list(Verb)), min_size=1, max_size=3))
@@ -205,8 +237,13 @@ def _machine(bench: Bench) -> type[RuleBasedStateMachine]:
             held = [h for claim in self.claims for h in claim]
             picked = [data.draw(st.sampled_from(held)) for _ in verbs[: bench.limits.max_batch]]
             later = timed and not self.few and has(Capability.DELAYED) and data.draw(st.booleans())
-            crashed = data.draw(st.booleans())
+            self.settle_both(
+                list(zip(picked, verbs, strict=False)), later=later, crashed=data.draw(st.booleans())
+            )
 
+        def settle_both(
+            self, items: Sequence[tuple[Held, Verb]], *, later: bool = False, crashed: bool = False
+        ) -> None:
             def make(h: Held, lease: Lease, verb: Verb) -> Settlement:
                 final = verb in (Verb.SUCCEED, Verb.DEAD, Verb.CANCEL)
                 return Settlement(
@@ -219,7 +256,6 @@ def _machine(bench: Bench) -> type[RuleBasedStateMachine]:
                     crashed=crashed,
                 )
 
-            items = list(zip(picked, verbs, strict=False))
             ours = self.run(self.ours.queue().settle([make(h, h.ours, verb) for h, verb in items]))
             models = self.run(self.model.queue().settle([make(h, h.models, verb) for h, verb in items]))
             for (h, verb), found, wanted in zip(items, ours, models, strict=True):
@@ -252,6 +288,9 @@ def _machine(bench: Bench) -> type[RuleBasedStateMachine]:
         @precondition(lambda self: timed and not self.few)
         @rule(seconds=st.sampled_from(STEPS_S))
         def time_passes(self, seconds: float) -> None:
+            self.pass_time(seconds)
+
+        def pass_time(self, seconds: float) -> None:
             assert self.clock is not None
             self.clock.advance(seconds)
             moved = []
@@ -272,11 +311,23 @@ def _machine(bench: Bench) -> type[RuleBasedStateMachine]:
         @precondition(lambda self: has(Capability.CANCEL))
         @rule(task_id=tasks)
         def cancel(self, task_id: str) -> None:
+            self.cancel_one(task_id)
+
+        def cancel_one(self, task_id: str) -> None:
             self.same(f"cancel({task_id})", lambda q: q.cancel([task_id]))
 
         @precondition(lambda self: has(Capability.REQUEUE) and not self.few)
         @rule(task_id=tasks)
         def requeue(self, task_id: str) -> None:
+            self.requeue_one(task_id)
+
+        @precondition(lambda self: has(Capability.REQUEUE) and not self.few)
+        @rule()
+        def requeue_everything(self) -> None:
+            for task_id in TASKS:
+                self.requeue_one(task_id)
+
+        def requeue_one(self, task_id: str) -> None:
             outcomes = self.same(f"requeue({task_id})", lambda q: q.requeue([task_id]))
             if list(outcomes) == [Outcome.OK]:
                 self.reasons.pop(task_id, None)
@@ -387,16 +438,6 @@ def _facts(task: TaskSnapshot | None) -> tuple[object, ...] | None:
 @check(Capability.FENCED_SETTLE, slow=12, wide=True)
 async def random_histories_agree_with_the_model(b: Bench) -> None:
     machine = _machine(b)
-    run_settings = settings(
-        max_examples=b.chance.examples,
-        stateful_step_count=40,
-        derandomize=b.chance.repeatable,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-        print_blob=False,
-    )
     # A machine runs loops of its own, so it cannot run on this one; and nobody could stop a pool's thread.
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()
@@ -404,13 +445,38 @@ async def random_histories_agree_with_the_model(b: Bench) -> None:
     def run() -> None:
         error: BaseException | None = None
         try:
-            run_state_machine_as_test(machine, settings=run_settings)
+            _search(machine, b.chance)
         except BaseException as raised:
             error = raised
         loop.call_soon_threadsafe(_end, ended, error)
 
     threading.Thread(target=run, name="conformance: machine", daemon=True).start()
     await ended
+
+
+def _search(machine: type[RuleBasedStateMachine], chance: Chance) -> None:
+    """Looks for a history on which the two sides disagree; shortens it, for as long as anybody likes to wait."""
+    how = settings(
+        max_examples=chance.examples,
+        stateful_step_count=50,
+        derandomize=chance.repeatable,
+        database=None,
+        deadline=None,
+        suppress_health_check=[*HealthCheck],
+        phases=[Phase.generate],
+        print_blob=False,
+        report_multiple_bugs=False,
+    )
+    try:
+        run_state_machine_as_test(machine, settings=how)
+    except Exception as long:
+        if not chance.repeatable:
+            raise
+        machine.ends_at = time.monotonic() + SHORTEN_S  # type: ignore[attr-defined]
+        try:
+            run_state_machine_as_test(machine, settings=settings(how, phases=[Phase.generate, Phase.shrink]))
+        except OutOfTime:
+            raise long from None
 
 
 def _end(ended: asyncio.Future[None], error: BaseException | None) -> None:

@@ -86,8 +86,7 @@ async def a_cancelled_task_frees_the_key(b: Bench) -> None:
 async def an_expired_task_frees_the_key(b: Bench) -> None:
     record = await b.put_one(unique_key="key", ttl_s=b.span_s)
     await b.pass_span()
-    await b.maintain()
-    assert await b.state(record.id) is TaskState.EXPIRED
+    await b.expired(record.id)
     await _free(b, "after its task expired")
 
 
