@@ -173,6 +173,11 @@ class BackendOptions(msgspec.Struct, frozen=True, kw_only=True):
         """Where these options point, for ``repr`` and messages. No secrets."""
         return self.project_name
 
+    @property
+    def is_private(self) -> bool:
+        """Whether each backend made from these options has a storage of its own, so that no two are the same."""
+        return False
+
 
 def suggest(name: str, known: Mapping[str, object] | list[str] | tuple[str, ...]) -> str:
     """``"; did you mean 'x'?"`` or nothing."""

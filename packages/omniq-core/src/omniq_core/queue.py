@@ -198,7 +198,7 @@ class Queue(Protocol):
 
         ``OK``: it was pending and is now ``CANCELLED``. ``REQUESTED``: it is running; ``extend`` will tell its owner,
         and should the owner die, the reaper cancels it instead of handing it out. ``FINISHED``, ``NOT_FOUND``.
-        Cancelling again gives the same answer or ``FINISHED``.
+        Cancelling again gives the same answer or ``FINISHED``; so does an id that comes twice in one call.
         """
         raise self._unsupported(Capability.CANCEL)
 

@@ -136,7 +136,8 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
     task_id: str
     fence: int
-    """The fencing token: rises with every claim and every take-over of this task, and never repeats."""
+    """The fencing token: rises with every claim and every take-over of this task, and never repeats for its id, not even
+    after the task was purged and the id was enqueued anew."""
     expires_at: float = 0.0
     """When somebody else may take the task over, by the store's clock. For display: the fence decides, not time."""
     handle: object = None
@@ -175,7 +176,8 @@ class Settlement(msgspec.Struct, frozen=True, gc=False):
     """With ``ATOMIC_SETTLE`` and a final verb: the body of the result record to write in the same atomic write.
     ``None`` writes no record."""
     result_ttl_s: float | None = None
-    """How long that record lives, in seconds; ``None``: as long as the store keeps finished tasks."""
+    """How long that record lives, in seconds, even if the task itself is pruned earlier; ``None``: as long as the store
+    keeps the finished task."""
     crashed: bool = False
     """Adds one to the task's crashes: the run is known to have died (a killed child process)."""
 

@@ -79,6 +79,10 @@ class MemoryOptions(BackendOptions, frozen=True, kw_only=True):
     def describe(self) -> str:
         return f"memory://{self.name}"
 
+    @property
+    def is_private(self) -> bool:
+        return not self.name
+
     def __post_init__(self) -> None:
         if self.retention_s < 0 or self.max_finished < 0 or self.max_events < 0:
             raise ValueError("retention_s, max_finished and max_events must not be negative")

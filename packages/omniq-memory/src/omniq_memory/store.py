@@ -124,6 +124,7 @@ class Store:
         self.lock = threading.RLock()
         self.bell = Bell()
         self._seq = 0
+        self._last_fence = 0
         self._tasks: dict[str, Task] = {}
         self._queues: dict[str, NamedQueue] = {}
         self._unique: dict[str, str] = {}
@@ -259,6 +260,7 @@ class Store:
                 return [self._claimed(task) for task in repeated]
             self._promote(now)
             taken: list[Task] = []
+            fence = self._last_fence + 1  # one for all of the claim, and never given out again
             for name in queues:
                 queue = self._queues.get(name)
                 if queue is None or queue.paused or not queue.pending:
@@ -279,12 +281,13 @@ class Store:
                         queue.running += 1
                         task.state = RUNNING
                         task.attempt += 1
-                        task.fence += 1
+                        task.fence = fence
                         task.lease_until = now + lease_s
                         task.worker_id = worker_id
                         task.claim_id = claim_id
                         taken.append(task)
             if taken:
+                self._last_fence = fence
                 self._claims[claim_id] = list(taken)
                 self._running.update((task.id, task) for task in taken)
             return [self._claimed(task) for task in taken]
@@ -381,7 +384,8 @@ class Store:
     def _reap(self, task: Task, now: float) -> Moved:
         lost_by = task.worker_id
         self._leave_running(task)
-        task.fence += 1
+        self._last_fence += 1
+        task.fence = self._last_fence
         task.crashes += 1
         task.reason = WORKER_LOST
         if task.cancel_requested:
@@ -398,7 +402,9 @@ class Store:
         if self._tasks.get(task.id) is not task:
             return 0  # it was purged since, and the id may belong to a new task
         del self._tasks[task.id]
-        self._results.pop(task.id, None)
+        result = self._results.get(task.id)
+        if result is not None and result.ttl_s is None:  # one with a time of its own lives on until then
+            del self._results[task.id]
         return 1
 
     # --- features ------------------------------------------------------------------------------------------------

@@ -114,10 +114,10 @@ class SQLiteResultStore(ResultStore):
 
     async def wait(self, task_ids: Sequence[str], /, *, timeout_s: float) -> Sequence[ResultRecord | None]:
         """Looks at once, then joins those that wait here: one look, when results were stored, serves all of them."""
-        self._storage.check()
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
         while True:
+            self._storage.check()
             # Registered before looking, so that what comes in between is not missed.
             future: asyncio.Future[None] = loop.create_future()
             self._register(task_ids, future)

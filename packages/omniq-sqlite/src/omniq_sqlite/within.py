@@ -16,8 +16,9 @@ from typing import TypeVar
 import aiosqlite
 
 from omniq_core import BackendError, ErrorCode
-from omniq_sqlite.connection import Storage, run_in_thread
+from omniq_sqlite.connection import Storage
 from omniq_sqlite.statements import Transaction, micro
+from omniq_sqlite.writer import run_in_thread
 
 __all__ = ["run"]
 
