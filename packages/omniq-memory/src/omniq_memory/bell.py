@@ -27,6 +27,8 @@ class Bell:
 
     def ring_result(self, task_id: str) -> None:
         # Results are looked up by id before each wait, so they need no count (which would never be forgotten).
+        if not self._waiting:
+            return
         key = ("result", task_id)
         if key in self._waiting:
             self._wake(key)

@@ -57,11 +57,12 @@ class Task:
 
     __slots__ = (
         "attempt", "body", "cancel_requested", "claim_id", "crashes", "enqueued_at", "error", "expires_at", "fence",
-        "finished_at", "id", "lease_until", "max_attempts", "max_crashes", "name", "priority", "queue", "reason",
+        "finished_at", "home", "id", "lease_until", "max_attempts", "max_crashes", "name", "priority", "queue", "reason",
         "run_at", "seq", "settled_fence", "state", "ticket", "unique_key", "worker_id",
     )  # fmt: skip
 
-    def __init__(self, record: TaskRecord, seq: int, now: float) -> None:
+    def __init__(self, record: TaskRecord, home: NamedQueue, seq: int, now: float) -> None:
+        self.home = home
         self.id, self.queue, self.name, self.body = record.id, record.queue, record.name, record.body
         self.priority, self.unique_key = record.priority, record.unique_key
         self.max_attempts, self.max_crashes = record.max_attempts, record.max_crashes
@@ -152,7 +153,7 @@ class Store:
         if task.run_at > now:
             heapq.heappush(self._delayed, (task.run_at, task.seq, task.ticket, task))
             return
-        line = self._queue(task.queue).line(task.priority)
+        line = task.home.line(task.priority)
         place = (task.seq, task.ticket, task)
         if fresh:
             line.fresh.append(place)
@@ -164,8 +165,10 @@ class Store:
         task.run_at = now + delay_s
         task.worker_id = task.claim_id = task.lease_until = None
         if task.expires_at is not None:
-            heapq.heappush(self._expiring, (task.expires_at, task.seq, task))  # upkeep may have dropped it meanwhile
-        self._queue(task.queue).pending += 1
+            heapq.heappush(
+                self._expiring, (task.expires_at, task.seq, task)
+            )  # upkeep may have dropped it meanwhile
+        task.home.pending += 1
         self._put_in_line(task, now)
         self.bell.ring(task.queue)
 
@@ -192,7 +195,7 @@ class Store:
 
     def _leave_running(self, task: Task) -> None:
         del self._running[task.id]
-        self._queue(task.queue).running -= 1
+        task.home.running -= 1
         claim = self._claims.get(task.claim_id or "")
         if claim is not None:
             if len(claim) == 1:
@@ -201,7 +204,7 @@ class Store:
                 claim.remove(task)
 
     def _expire(self, task: Task, now: float) -> Moved:
-        self._queue(task.queue).pending -= 1
+        task.home.pending -= 1
         task.reason = "its time to live passed before it was started"
         self._finish(task, EXPIRED, now)
         return self._moved(task, None)
@@ -237,10 +240,10 @@ class Store:
                         answers.append(Enqueued(Outcome.CONFLICT, holder))
                         continue
                 self._seq += 1
-                task = self._tasks[record.id] = Task(record, self._seq, now)
-                queue = self._queue(task.queue)
+                queue = self._queue(record.queue)
                 queue.used = True
                 queue.pending += 1
+                task = self._tasks[record.id] = Task(record, queue, self._seq, now)
                 self._put_in_line(task, now, fresh=True)
                 if task.expires_at is not None:
                     heapq.heappush(self._expiring, (task.expires_at, task.seq, task))
@@ -417,7 +420,7 @@ class Store:
                 if task is None:
                     answers.append(Outcome.NOT_FOUND)
                 elif task.state is PENDING:
-                    self._queue(task.queue).pending -= 1
+                    task.home.pending -= 1
                     self._finish(task, CANCELLED, now)
                     answers.append(OK)
                 elif task.state is RUNNING:
@@ -501,7 +504,7 @@ class Store:
             )
             for task in doomed:
                 if task.state is PENDING:
-                    self._queue(task.queue).pending -= 1
+                    task.home.pending -= 1
                     self._free_key(task)
                     task.state = CANCELLED  # so that its place in line is skipped
                 self._results.pop(task.id, None)
@@ -517,7 +520,11 @@ class Store:
     def put_results(self, records: Sequence[ResultRecord]) -> list[Outcome]:
         now = self.clock.time()
         with self.lock:
-            return [self._put_result(record, now) for record in records]
+            answers = [self._put_result(record, now) for record in records]
+            for record in records:
+                if record.final:
+                    self.bell.ring_result(record.task_id)
+            return answers
 
     def _put_result(self, record: ResultRecord, now: float) -> Outcome:
         old = self._live_result(record.task_id, now)
@@ -531,8 +538,6 @@ class Store:
             record.task_id, record.fence, record.state, record.body, record.ttl_s, record.final, now, ends
         )
         heapq.heappush(self._result_ends, (ends, record.task_id))
-        if record.final:
-            self.bell.ring_result(record.task_id)
         return OK
 
     def _live_result(self, task_id: str, now: float) -> ResultRecord | None:
