@@ -31,7 +31,14 @@ TEST_REQUIREMENTS = [
 LINT_REQUIREMENTS = ["ruff>=0.12", "import-linter>=2.3"]
 # pyright is a Node program: with [nodejs] its runtime is a wheel as well, and nothing is downloaded at run time.
 TYPES_REQUIREMENTS = ["mypy>=1.17", "pyright[nodejs]>=1.1.400", "types-PyYAML"]
-BENCH_REQUIREMENTS = ["huey>=2.5"]
+# benchmarks/: what is measured beside ours, by storage. A peer that a run does not ask for is not installed.
+BENCH_REQUIREMENTS = {
+    "always": ["psutil>=6", "huey>=3.5"],
+    "redis": ["dramatiq[redis]>=2.2", "celery[redis]>=5.7", "taskiq-redis>=1.2", "rq>=3.0", "hiredis>=3.2"],
+    "postgres": ["procrastinate>=3.10", "pgqueuer>=1.6", "asyncpg>=0.32", "psycopg[binary,pool]>=3.3"],
+}
+# These two stay below redis-py 8, which taskiq-redis asks for: they get a folder of their own, seen by them alone.
+BENCH_OLDER_REDIS = ["arq>=0.28", "saq[hiredis]>=0.26", "redis[hiredis]<6"]
 BUILD_REQUIREMENTS = ["build>=1.2", "hatchling>=1.27"]
 PYTHONS = ["3.11", "3.12", "3.13"]
 
@@ -132,9 +139,21 @@ def conformance(session: nox.Session, backend: str) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """OmniQ and its peers side by side in one run; arguments go to benchmarks/run.py."""
-    session.install(*editable(PACKAGES, extras=True), *BENCH_REQUIREMENTS)
-    session.run("python", "benchmarks/run.py", *session.posargs)
+    """OmniQ and its peers side by side in one run; arguments go to benchmarks/run.py (``--help`` lists them)."""
+    asked = " ".join(session.posargs)
+    peers = [
+        line
+        for kind, lines in BENCH_REQUIREMENTS.items()
+        if kind == "always" or kind in asked
+        for line in lines
+    ]
+    session.install(*editable(PACKAGES, extras=True), *peers)
+    env = {}
+    if "redis" in asked:
+        layer = Path(session.virtualenv.location) / "older-redis"
+        session.install("--target", str(layer), *BENCH_OLDER_REDIS)
+        env["OMNIQ_BENCH_LAYER_REDIS5"] = str(layer)
+    session.run("python", "benchmarks/run.py", *session.posargs, env=env)
 
 
 @nox.session

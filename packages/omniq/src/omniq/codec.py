@@ -31,6 +31,7 @@ from omniq.retry import RetryPolicy
 
 __all__ = [
     "MSGPACK",
+    "VERSION",
     "CallOptions",
     "Envelope",
     "Failure",
@@ -43,6 +44,8 @@ __all__ = [
     "encode_call",
     "encode_failure",
     "encode_result",
+    "encode_success",
+    "encode_value",
     "failure_of",
     "raise_failure",
     "register_exception",
@@ -52,6 +55,10 @@ VERSION = 1
 MSGPACK = "msgpack"
 MAX_ERROR_TEXT = 16 * 1024
 """Longest message and longest traceback that are kept, in characters; the middle of a longer one is cut out."""
+
+
+NIL = msgspec.Raw(b"\xc0")
+"""Encoded ``None``, for what is absent. (``msgspec.Raw | None`` cannot be decoded: it takes the null alone.)"""
 
 
 class Undecodable(Exception):
@@ -85,7 +92,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """``module.qualname``."""
     message: str
     traceback: str = ""
-    args: msgspec.Raw | None = None
+    args: msgspec.Raw = NIL
     """The exception's ``args`` where they can be encoded, so that a builtin one can be made again."""
 
 
@@ -93,8 +100,8 @@ class ResultBody(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How a task ended, as kept in the result store. New fields are added at the end, with a default."""
 
     version: int = VERSION
-    value: msgspec.Raw | None = None
-    """``None``: there is no value (it failed, or the value was not to be kept)."""
+    value: msgspec.Raw = NIL
+    """``NIL`` also where there is no value (it failed, or the value was not to be kept)."""
     failure: Failure | None = None
     started_at: float | None = None
     finished_at: float | None = None
@@ -214,8 +221,50 @@ def encode_value(value: object) -> msgspec.Raw:
     return msgspec.Raw(_encode(value, "the result"))
 
 
+class _Success(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A :class:`ResultBody` whose value is not encoded yet, so that one call encodes both. Field for field the same."""
+
+    version: int
+    value: Any
+    failure: None
+    started_at: float
+    finished_at: float
+    worker_id: str
+    attempt: int
+    reason: None
+    schedule_id: str | None
+    content_type: str
+    name: str
+    queue: str
+
+
 def encode_result(body: ResultBody) -> bytes:
     return _encoder.encode(body)
+
+
+def encode_success(
+    value: Any,
+    started_at: float,
+    finished_at: float,
+    worker_id: str,
+    attempt: int,
+    name: str,
+    queue: str,
+    schedule_id: str | None = None,
+) -> bytes:
+    """``encode_result`` of a function's value, in one step; a ``msgspec.Raw`` is taken as encoded already.
+
+    Raises:
+        NotSerializable: the value cannot be encoded.
+    """
+    body = _Success(
+        VERSION, value, None, started_at, finished_at, worker_id, attempt, None, schedule_id, MSGPACK, name, queue
+    )  # fmt: skip
+    try:
+        return _encoder.encode(body)
+    except Exception:
+        _encode(value, "the result")  # says what is wrong, and with what
+        raise
 
 
 def decode_result(data: bytes) -> ResultBody:
@@ -267,11 +316,11 @@ def failure_of(error: BaseException, *, skip_frames: int = 0) -> Failure:
     except Exception as broken:
         message = f"(its message cannot be shown: {type(broken).__name__})"
     try:
-        args: msgspec.Raw | None = msgspec.Raw(_encoder.encode(error.args))
+        args = msgspec.Raw(_encoder.encode(error.args))
     except Exception:
-        args = None
-    if args is not None and len(args) > MAX_ERROR_TEXT:
-        args = None
+        args = NIL
+    if len(args) > MAX_ERROR_TEXT:
+        args = NIL
     kind = type(error)
     return Failure(f"{kind.__module__}.{kind.__qualname__}", _cut(message), _cut(text), args)
 
@@ -324,7 +373,7 @@ def raise_failure(failure: Failure, *, task_id: str, note: str = "") -> Any:
 
 def _make(failure: Failure, task_id: str) -> Exception:
     kind = _known_exceptions.get(failure.type_name)
-    if kind is not None and not issubclass(kind, TaskError) and failure.args is not None:
+    if kind is not None and not issubclass(kind, TaskError) and failure.args != NIL:
         try:
             return kind(*_values.decode(failure.args))
         except Exception:  # a class that cannot be made from its args: shown as text below

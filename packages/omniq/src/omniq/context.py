@@ -11,47 +11,74 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 
 from omniq.errors import TaskCancelled
+from omniq_core import Claim
 
 __all__ = ["TaskContext", "current_task", "running_task"]
 
+_NO_HEADERS: Mapping[str, str] = {}
+
 
 class TaskContext:
-    """The task that runs here and now."""
+    """The task that runs here and now.
 
-    __slots__ = (
-        "_stop", "attempt", "enqueued_at", "fence", "headers", "max_attempts", "name", "queue", "task_id", "worker_id",
-    )  # fmt: skip
+    Args:
+        claim: what the worker claimed.
+        worker_id: the worker.
+        headers: what travelled along with the call.
+    """
 
-    def __init__(
-        self,
-        *,
-        task_id: str,
-        name: str,
-        queue: str,
-        attempt: int,
-        max_attempts: int,
-        fence: int,
-        enqueued_at: float,
-        worker_id: str,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        self.task_id = task_id
-        self.name = name
-        self.queue = queue
-        self.attempt = attempt
-        """Which start this is, from 1."""
-        self.max_attempts = max_attempts
-        self.fence = fence
-        """The fencing token: rises with every start of this task."""
-        self.enqueued_at = enqueued_at
-        self.worker_id = worker_id
-        self.headers: Mapping[str, str] = headers or {}
+    # A worker makes one for each run, so it holds what it was given and looks the rest up when asked.
+    __slots__ = ("_claim", "_stop", "headers", "worker_id")
+
+    def __init__(self, claim: Claim, worker_id: str, headers: Mapping[str, str] | None = None) -> None:
+        self._claim = claim
         self._stop = False
+        self.worker_id = worker_id
+        self.headers: Mapping[str, str] = headers or _NO_HEADERS
+
+    @property
+    def task_id(self) -> str:
+        return self._claim.task_id
+
+    @property
+    def name(self) -> str:
+        return self._claim.name
+
+    @property
+    def queue(self) -> str:
+        return self._claim.queue
+
+    @property
+    def attempt(self) -> int:
+        """Which start this is, from 1."""
+        return self._claim.attempt
+
+    @property
+    def crashes(self) -> int:
+        """How many earlier starts ended with the death of their worker."""
+        return self._claim.crashes
+
+    @property
+    def max_attempts(self) -> int:
+        return self._claim.max_attempts
+
+    @property
+    def max_crashes(self) -> int:
+        return self._claim.max_crashes
+
+    @property
+    def fence(self) -> int:
+        """The fencing token: rises with every start of this task."""
+        return self._claim.lease.fence
+
+    @property
+    def enqueued_at(self) -> float:
+        return self._claim.enqueued_at
 
     @property
     def idempotency_key(self) -> str:
         """The same over all attempts of this task."""
-        return self.task_id
+        return self._claim.task_id
 
     @property
     def cancelled(self) -> bool:

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import datetime
 import enum
+import importlib
 from typing import Any
 
 import msgspec
 
-from omniq.codec import Failure, ResultBody, decode_failure, decode_result, decode_value, raise_failure
+from omniq.codec import (
+    Failure,
+    ResultBody,
+    Undecodable,
+    decode_arguments,
+    decode_call,
+    decode_failure,
+    decode_result,
+    decode_value,
+    raise_failure,
+)
 from omniq.errors import TaskCancelled, TaskDead, TaskError, TaskExpired, WorkerLost
 from omniq_core import Event, ResultRecord, TaskSnapshot, TaskState
 
-__all__ = ["EventType", "TaskEvent", "TaskResult", "TaskStatus", "result_of_record", "result_of_snapshot"]
+__all__ = [
+    "EventType",
+    "TaskEvent",
+    "TaskInfo",
+    "TaskResult",
+    "TaskStatus",
+    "result_of_record",
+    "result_of_snapshot",
+]
 
 
 class TaskStatus(enum.StrEnum):
@@ -112,6 +131,10 @@ def _moment(at: float | None) -> datetime.datetime | None:
     return None if at is None else datetime.datetime.fromtimestamp(at, datetime.UTC)
 
 
+def _line(failure: Failure) -> str:
+    return f"{failure.type_name.removeprefix('builtins.')}: {failure.message}"
+
+
 def result_of_record(record: ResultRecord) -> TaskResult:
     """The result that a stored record tells of."""
     body: ResultBody = decode_result(record.body)
@@ -119,8 +142,8 @@ def result_of_record(record: ResultRecord) -> TaskResult:
     return TaskResult(
         task_id=record.task_id,
         status=TaskStatus.of(record.state),
-        result=None if body.value is None else decode_value(body.value),
-        error=f"{failure.type_name}: {failure.message}" if failure else body.reason,
+        result=decode_value(body.value),
+        error=_line(failure) if failure else body.reason,
         error_traceback=failure.traceback if failure else None,
         started_at=_moment(body.started_at),
         completed_at=_moment(body.finished_at or record.stored_at),
@@ -144,7 +167,7 @@ def result_of_snapshot(task: TaskSnapshot) -> TaskResult:
     return TaskResult(
         task_id=task.id,
         status=TaskStatus.of(task.state, task.attempt),
-        error=f"{failure.type_name}: {failure.message}" if failure else task.reason,
+        error=_line(failure) if failure else task.reason,
         error_traceback=failure.traceback if failure else None,
         completed_at=_moment(task.finished_at),
         worker_id=task.worker_id,
@@ -221,3 +244,81 @@ class TaskEvent(msgspec.Struct, frozen=True, kw_only=True):
             data=data,
             **known,
         )
+
+
+class TaskInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the queue knows of a task now."""
+
+    task_id: str
+    name: str
+    queue_name: str
+    status: TaskStatus
+    state: TaskState
+    """As it is stored; ``status`` tells a task that will be retried from a new one."""
+    attempts: int
+    """How often it was started."""
+    max_attempts: int
+    crashes: int
+    """How many of its starts ended with the loss of the worker."""
+    priority: int
+    enqueued_at: datetime.datetime
+    run_at: datetime.datetime
+    """Not before then; for a task that waits to be retried, when that is."""
+    expires_at: datetime.datetime | None = None
+    completed_at: datetime.datetime | None = None
+    worker_id: str | None = None
+    """Who runs it now."""
+    unique_key: str | None = None
+    cancel_requested: bool = False
+    reason: str | None = None
+    """One line about what became of it last."""
+    error: str | None = None
+    """Type and message of what it raised last."""
+    error_traceback: str | None = None
+    body: bytes = b""
+
+    @classmethod
+    def of(cls, task: TaskSnapshot) -> TaskInfo:
+        """The task as the store has it."""
+        failure = decode_failure(task.error) if task.error else None
+        return cls(
+            task_id=task.id,
+            name=task.name,
+            queue_name=task.queue,
+            status=TaskStatus.of(task.state, task.attempt),
+            state=task.state,
+            attempts=task.attempt,
+            max_attempts=task.max_attempts,
+            crashes=task.crashes,
+            priority=task.priority,
+            enqueued_at=datetime.datetime.fromtimestamp(task.enqueued_at, datetime.UTC),
+            run_at=datetime.datetime.fromtimestamp(task.run_at, datetime.UTC),
+            expires_at=_moment(task.expires_at),
+            completed_at=_moment(task.finished_at),
+            worker_id=task.worker_id,
+            unique_key=task.unique_key,
+            cancel_requested=task.cancel_requested,
+            reason=task.reason,
+            error=_line(failure) if failure else None,
+            error_traceback=failure.traceback if failure else None,
+            body=task.body,
+        )
+
+    @property
+    def arguments(self) -> tuple[list[Any], dict[str, Any]] | None:
+        """The positional and keyword arguments as plain data; ``None`` if they cannot be read here."""
+        try:
+            return decode_arguments(decode_call(self.body))
+        except Undecodable:
+            return None
+
+
+def __getattr__(name: str) -> Any:
+    # ``SQLiteTaskQueueConfig`` and the like, from the modules of the components (which stand above this one).
+    if name.endswith("Config"):
+        for module in ("queue", "results", "events"):
+            try:
+                return getattr(importlib.import_module(f"omniq.{module}"), name)
+            except AttributeError:
+                continue
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+from omniq.plugins import hooks
 from omniq_core import (
     Backend,
     BackendError,
@@ -28,7 +29,7 @@ from omniq_core import (
 )
 from omniq_core.options import Url
 
-__all__ = ["OpenStores", "Stores", "acquire", "explain", "release", "resolve_backend"]
+__all__ = ["OpenStores", "Stores", "acquire", "close_all", "explain", "release", "resolve_backend"]
 
 
 # --- which backend -----------------------------------------------------------------------------------------------
@@ -40,7 +41,7 @@ def resolve_backend(which: Backend | str, settings: Mapping[str, Any] | None = N
     """A backend by object, by name (``"sqlite"``) or by URL (``"sqlite:///tasks.db"``). No I/O.
 
     The same name or URL with the same settings, while the first is in use, gives the same object: two facades of one
-    program share a connection.
+    program share a connection. (Not so for a storage that each object has to itself, ``memory://``.)
 
     Args:
         which: the backend.
@@ -69,6 +70,8 @@ def resolve_backend(which: Backend | str, settings: Mapping[str, Any] | None = N
     else:
         cls = backend_class(which)
         backend = cls.from_env(**settings)
+    if backend.options.is_private:
+        return backend
     key = (cls.__module__, cls.__qualname__, repr(_revealed(backend)))
     return _resolved.setdefault(key, backend)
 
@@ -88,12 +91,14 @@ def _revealed(backend: Backend) -> list[tuple[str, object]]:
 class _Opened:
     """A backend that is open on one loop, and how many use it."""
 
-    __slots__ = ("instance", "lock", "users")
+    __slots__ = ("instance", "is_announced", "lock", "users")
 
     def __init__(self, instance: Backend) -> None:
         self.instance = instance
         self.users = 0
         self.lock = asyncio.Lock()
+        self.is_announced = False
+        """Whether plugins know that it is open."""
 
 
 _opened: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _Opened]] = (
@@ -127,6 +132,9 @@ async def acquire(backend: Backend) -> Backend:
     try:
         async with entry.lock:  # who comes second waits until the first has opened it
             await entry.instance.open()
+            if not entry.is_announced:
+                entry.is_announced = True
+                hooks().call("omniq_backend_opened", backend=entry.instance)
     except BaseException as error:
         entry.users -= 1
         if not entry.users:
@@ -148,9 +156,18 @@ async def release(backend: Backend) -> None:
         # Looked at under the lock: somebody may have come while we waited. Who comes while it closes waits for the lock,
         # and opens it again.
         if not entry.users:
+            entry.is_announced = False
+            hooks().call("omniq_backend_closing", backend=entry.instance)
             await entry.instance.close()
             if not entry.users:
                 _forget(loop, backend, entry)
+
+
+async def close_all() -> None:
+    """Closes whatever is still open on this loop, at its end: used by what was dropped without being closed."""
+    loop = asyncio.get_running_loop()
+    for entry in list(_opened.pop(loop, {}).values()):
+        await entry.instance.close()
 
 
 def _forget(loop: asyncio.AbstractEventLoop, backend: Backend, entry: _Opened) -> None:

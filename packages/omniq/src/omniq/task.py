@@ -30,6 +30,7 @@ from omniq.codec import CallOptions, encode_call
 from omniq.errors import ArgumentError, DuplicateTask, UnknownTask
 from omniq.retry import DEFAULT_RETRY, RetryPolicy
 from omniq_core import TaskRecord, check_name
+from omniq_core.options import suggest
 
 __all__ = ["TaskDefinition", "TaskOptions", "TaskRegistry", "name_of"]
 
@@ -68,6 +69,7 @@ class TaskOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 DEFAULT_OPTIONS = TaskOptions()
 _UNSET_CALL = CallOptions()
+_UNKNOWN = object()
 
 
 class TaskDefinition(Generic[P, R]):
@@ -99,7 +101,9 @@ class TaskDefinition(Generic[P, R]):
             inspect.iscoroutinefunction(getattr(func, "__call__", None)) and not inspect.isclass(func)  # noqa: B004
         )
         self.signature = _signature(func)
+        self._positional = _positional_counts(self.signature)
         self._converters: dict[str, Any] | None = None
+        self._returns: Any = _UNKNOWN
         self._call_options = self._default_call_options(options)
         self.__doc__ = func.__doc__
         self.__wrapped__ = func  # for inspect.signature, help() and doctest
@@ -125,6 +129,9 @@ class TaskDefinition(Generic[P, R]):
             ArgumentError: with the signature, and where it stands.
         """
         if self.signature is None:
+            return
+        # ``Signature.bind`` is most of what it costs to make a record; this is what nearly all calls look like.
+        if not kwargs and self._positional is not None and self._positional[0] <= len(args) <= self._positional[1]:
             return
         try:
             self.signature.bind(*args, **kwargs)
@@ -211,6 +218,25 @@ class TaskDefinition(Generic[P, R]):
                 bound.arguments[name] = self._convert(name, annotation, value)
         return list(bound.args), bound.kwargs
 
+    def convert_result(self, value: Any) -> Any:
+        """A value that came back as plain data, as the function's return annotation wants it.
+
+        Raises:
+            TypeError: it cannot be that.
+        """
+        if self._returns is _UNKNOWN:
+            try:
+                annotation = get_type_hints(inspect.unwrap(self.func)).get("return", Any)
+            except Exception:  # annotations that cannot be evaluated here: the value stays plain
+                annotation = Any
+            self._returns = annotation if _needs_conversion(annotation) else Any
+        if self._returns is Any:
+            return value
+        try:
+            return convert_value(value, self._returns)
+        except (msgspec.ValidationError, ValueError, TypeError) as error:
+            raise TypeError(f"{self.name} returned what its annotation does not allow: {error}") from error
+
     def _convert(self, name: str, annotation: Any, value: Any) -> Any:
         try:
             return convert_value(value, annotation)
@@ -272,6 +298,23 @@ def _signature(func: Callable[..., Any]) -> inspect.Signature | None:
         return None
 
 
+def _positional_counts(signature: inspect.Signature | None) -> tuple[int, int] | None:
+    """How many positional arguments a call without keywords must and may have; ``None``: it takes more to tell."""
+    if signature is None:
+        return None
+    least = most = 0
+    for parameter in signature.parameters.values():
+        needed = parameter.default is inspect.Parameter.empty
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            most += 1
+            least += needed
+        elif parameter.kind is parameter.KEYWORD_ONLY and needed:
+            return None
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            most = sys.maxsize
+    return least, most
+
+
 # --- names -------------------------------------------------------------------------------------------------------
 
 
@@ -300,29 +343,60 @@ def _is_local(name: str) -> bool:
     return "<locals>" in name or "<lambda>" in name
 
 
+def _is_bound(func: Callable[..., Any]) -> bool:
+    """Whether it is a method of one object, of which its qualname says nothing."""
+    return inspect.ismethod(func) and not inspect.isclass(func.__self__)
+
+
+def _key(func: Callable[..., Any]) -> Any:
+    """What finds a function again. Two bound methods of one object are equal; what has no hash is itself only."""
+    try:
+        hash(func)
+    except TypeError:
+        return id(func)
+    return func
+
+
 # --- the registry ------------------------------------------------------------------------------------------------
 
 
 class TaskRegistry:
-    """The functions that a program can run, by name. Safe for threads."""
+    """The functions that a program can run, by name. Safe for threads.
 
-    def __init__(self) -> None:
+    Args:
+        adopting: the registry of functions that are enqueued without having been decorated; this one by default.
+    """
+
+    def __init__(self, adopting: TaskRegistry | None = None) -> None:
         self._lock = threading.Lock()
         self._by_name: dict[str, TaskDefinition[Any, Any]] = {}
-        self._adopted: dict[Any, TaskDefinition[Any, Any]] = {}
+        self._by_function: dict[Any, TaskDefinition[Any, Any]] = {}
+        self._adopting = adopting
         self._numbers = itertools.count(1)
-        self._token = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._pid, self._token = 0, ""
+
+    @classmethod
+    def for_program(cls) -> TaskRegistry:
+        """A registry of its own for what is decorated, that shares with the whole process what is only enqueued: another
+        queue object's worker in this process finds it as well."""
+        return cls(_enqueued_here)
 
     def get(self, name: str) -> TaskDefinition[Any, Any] | None:
-        return self._by_name.get(name)
+        found = self._by_name.get(name)
+        if found is None and self._adopting is not None:
+            return self._adopting.get(name)
+        return found
 
     def __getitem__(self, name: str) -> TaskDefinition[Any, Any]:
-        definition = self._by_name.get(name)
+        definition = self.get(name)
         if definition is None:
             raise UnknownTask(
-                f"no task named {name!r} is registered in this program; it knows: "
-                f"{', '.join(sorted(self._by_name)) or 'none'}. Import the module that defines it, or decorate it "
-                "with @oq.task"
+                f"no task named {name!r} is registered in this program"
+                + (
+                    suggest(name, list(self._by_name))
+                    or f"; it knows: {', '.join(sorted(self._by_name)) or 'none'}"
+                )
+                + ". Import the module that defines it, or decorate it with @oq.task"
             )
         return definition
 
@@ -346,6 +420,7 @@ class TaskRegistry:
                     f"{name_of(definition.func)} at {definition.source}; give one of them another name="
                 )
             self._by_name[definition.name] = definition
+            self._by_function[_key(definition.func)] = definition
 
     def adopt(self, func: Callable[..., Any]) -> TaskDefinition[Any, Any]:
         """The definition of a function that is enqueued, made if need be.
@@ -354,31 +429,27 @@ class TaskRegistry:
             TypeError: it cannot be a task.
         """
         if isinstance(func, TaskDefinition):
-            if self._by_name.get(func.name) is not func:
+            if self.get(func.name) is not func:
                 self.add(func)
             return func
-        try:
-            known = self._adopted.get(func)
-        except TypeError:  # an unhashable callable
-            known = None
+        known = self._by_function.get(_key(func))
         if known is not None:
             return known
-        for definition in self._by_name.values():
-            if definition.func is func:
-                return self._remember(func, definition)
+        if self._adopting is not None:
+            return self._adopting.adopt(func)
         name = name_of(func)
-        if _is_local(name) or isinstance(func, functools.partial):
+        if _is_local(name) or isinstance(func, functools.partial) or _is_bound(func):
             # Of this process alone, see the module's docstring.
-            name = f"{name[:180]}#{self._token}.{next(self._numbers)}"
-        definition = TaskDefinition(func, name=name)
+            name = f"{name[:180]}#{self._mark()}.{next(self._numbers)}"
+        definition: TaskDefinition[Any, Any] = TaskDefinition(func, name=name)
         self.add(definition)
-        return self._remember(func, definition)
-
-    def _remember(
-        self, func: Callable[..., Any], definition: TaskDefinition[Any, Any]
-    ) -> TaskDefinition[Any, Any]:
-        try:
-            self._adopted[func] = definition
-        except TypeError:
-            pass
         return definition
+
+    def _mark(self) -> str:
+        """What tells this process from all others, children of a fork included."""
+        if self._pid != os.getpid():
+            self._pid, self._token = os.getpid(), f"{os.getpid()}-{secrets.token_hex(4)}"
+        return self._token
+
+
+_enqueued_here = TaskRegistry()

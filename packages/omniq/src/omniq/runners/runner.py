@@ -18,7 +18,7 @@ __all__ = ["Call", "ChildCrashed", "RemoteFailure", "Runner"]
 class Call:
     """One run of a function."""
 
-    __slots__ = ("context", "definition", "envelope", "timeout_s")
+    __slots__ = ("context", "definition", "ended", "envelope", "left_running", "timeout_s")
 
     def __init__(
         self,
@@ -31,6 +31,10 @@ class Call:
         self.envelope = envelope
         self.context = context
         self.timeout_s = timeout_s
+        self.ended = False
+        """The function has returned or raised, in whatever thread it ran."""
+        self.left_running = False
+        """It could not be stopped, and is left to itself."""
 
 
 class RemoteFailure(Exception):
@@ -78,8 +82,8 @@ class Runner(Protocol):
         """Runs one call to its end, within the call's context (``current_task()``), arguments converted by annotation.
 
         Cancelling the awaiting coroutine stops the run: a coroutine is cancelled, a child process is killed, and a thread,
-        which cannot be stopped, is left to itself; its outcome is dropped. In each case this returns soon, raising
-        ``CancelledError``, and in each case ``call.context.ask_to_stop()`` was called before.
+        which cannot be stopped, is left to itself; its outcome is dropped, and ``call.left_running`` says so. In each
+        case this returns soon, raising ``CancelledError``, after ``call.context.ask_to_stop()``.
 
         Returns:
             the function's value; or, from a runner that encodes where the function ran, a ``msgspec.Raw``.

@@ -1,0 +1,187 @@
+"""``omniq worker``: takes tasks and runs them, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from omniq.cli.application import find_application
+from omniq.cli.durations import DURATION
+from omniq.cli.failure import FAILED, USAGE, Failed
+from omniq_core import MissingCapability, WorkerReport
+
+if TYPE_CHECKING:
+    from omniq.app import AsyncOmniQ
+    from omniq.workers import Worker
+
+__all__ = ["worker"]
+
+
+@click.command(
+    epilog=(
+        "SIGINT (Ctrl-C) or SIGTERM once: take nothing new, let running tasks end, exit 0. Twice: give running tasks back "
+        "now. Three times: exit at once; what ran is taken over when its lease has ended. "
+        "Exit codes: 0 stopped cleanly; 1 failed; 2 wrong usage or import; 3 a backend cannot be reached."
+    )
+)
+@click.argument("app", envvar="OMNIQ_APP")
+@click.option(
+    "-q",
+    "--queues",
+    multiple=True,
+    metavar="A,B",
+    show_envvar=True,
+    help="Take tasks from these queues only, in this order. By default from all, the declared ones first.",
+)
+@click.option(
+    "-c", "--concurrency", type=click.IntRange(min=1), show_envvar=True, help="How many tasks run at once."
+)
+@click.option(
+    "--type",
+    "worker_type",
+    metavar="TYPE",
+    show_envvar=True,
+    help="async, thread_pool, process_pool, or a plugin's. By default as the program says, else async.",
+)
+@click.option("-b", "--burst", is_flag=True, help="Stop when nothing is due and nothing runs.")
+@click.option("-n", "--name", show_envvar=True, help="The worker's id. It must be unique.")
+@click.option(
+    "--shutdown-timeout",
+    type=DURATION,
+    show_envvar=True,
+    help="How long running tasks may go on. [default: 25s]",
+)
+@click.option(
+    "--lease",
+    type=DURATION,
+    show_envvar=True,
+    help="After how long others take over from a dead worker. [default: 30s]",
+)
+@click.option(
+    "-l",
+    "--log-level",
+    envvar="OMNIQ_LOG_LEVEL",
+    show_envvar=True,
+    default="INFO",
+    show_default=True,
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR", "DISABLED"], case_sensitive=False),
+)
+def worker(
+    app: str,
+    queues: tuple[str, ...],
+    concurrency: int | None,
+    worker_type: str | None,
+    burst: bool,
+    name: str | None,
+    shutdown_timeout: float | None,
+    lease: float | None,
+    log_level: str,
+) -> int:
+    """Runs the tasks of APP (MODULE:ATTRIBUTE, or OMNIQ_APP).
+
+    \b
+    omniq worker shop.tasks:oq
+    omniq worker shop.tasks:oq -q mail,reports -c 20
+    omniq worker shop.tasks:oq --type process_pool --burst
+    """
+    # Before the program is imported: without a handler, process 1 of a container ignores SIGTERM, however long that takes.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    if log_level.upper() == "DISABLED":
+        logging.disable(logging.CRITICAL)
+    else:
+        logging.basicConfig(
+            level=log_level.upper(),
+            format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+    program = find_application(app)
+    config: dict[str, Any] = {
+        "name": name,
+        "shutdown_timeout": shutdown_timeout,
+        "lease": lease,
+        "queues": [part.strip() for item in queues for part in item.split(",") if part.strip()] or None,
+    }
+    made = program.make_worker(
+        worker_type, concurrency, {key: value for key, value in config.items() if value is not None}
+    )
+    _banner(app, program, made)
+    try:
+        report = _run(made, burst)
+    except (MissingCapability, ValueError) as error:
+        raise Failed(str(error), USAGE) from error
+    except Exception as error:
+        from omniq_core import OmniQError
+
+        if isinstance(error, OmniQError):
+            raise
+        logging.getLogger("omniq").exception("the worker has failed")
+        raise Failed(f"the worker has failed: {type(error).__name__}: {error}", FAILED) from error
+    _farewell(report)
+    return 0
+
+
+def _leave(number: int, frame: object) -> None:
+    # Nothing was taken yet, so this is a clean stop.
+    raise SystemExit(0)
+
+
+def _run(made: Worker, burst: bool) -> WorkerReport:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(made, burst))
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(made: Worker, burst: bool) -> WorkerReport:
+    from omniq.engine.signals import install
+
+    uninstall = install(asyncio.get_running_loop(), made.engine)
+    try:
+        return await made.run(burst=burst)
+    finally:
+        uninstall()
+
+
+def _banner(app: str, program: AsyncOmniQ, made: Worker) -> None:
+    from omniq import __version__
+
+    settings = made.settings
+    queues = ", ".join(settings.queues)
+    if settings.and_others:
+        queues = f"{queues}, then all others" if queues else "all"
+    tasks = sorted((definition.name, definition.source) for definition in program.registry)
+    lines = [
+        f"OmniQ {__version__} worker {made.engine.worker_id}",
+        f"  app          {app}",
+        f"  queue        {made.stores.queue!r}",
+        f"  results      {made.stores.results!r}",
+        f"  events       {made.stores.events!r}" if made.stores.events is not None else "  events       none",
+        f"  queues       {queues}",
+        f"  concurrency  {settings.max_workers}, {made.worker_type}",
+        f"  tasks        {len(tasks)}",
+        *(f"               {name}  ({source})" for name, source in tasks[:20]),
+    ]
+    if len(tasks) > 20:
+        lines.append(f"               and {len(tasks) - 20} more")
+    lines.append("  Ctrl-C once: finish what runs. Twice: give it back now. Three times: leave.")
+    click.echo("\n".join(lines), err=True)
+
+
+def _farewell(report: WorkerReport) -> None:
+    click.echo(
+        f"stopped after {report.stopped_at - report.started_at:.1f} s: {report.succeeded} succeeded, "
+        f"{report.retried} retried, {report.dead} dead, {report.cancelled} cancelled, {report.released} given back",
+        err=True,
+    )

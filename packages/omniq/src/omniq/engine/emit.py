@@ -1,0 +1,125 @@
+"""The log of events: noted while the work goes on, written behind it.
+
+Events come after the fact, in the order in which things happened here. A store that is slow or down slows nothing: the
+buffer is bounded, and what does not fit is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from omniq.engine.rest import Rest
+from omniq.engine.trouble import Trouble
+from omniq.ids import new_id
+from omniq.models import EventType
+from omniq_core import Backend, Claim, Clock, Event, EventStore, Moved
+
+__all__ = ["Emitter"]
+
+log = logging.getLogger("omniq.worker")
+
+MOST_WAITING = 20_000
+LARGEST_BATCH = 500
+CALL_TIMEOUT_S = 10.0
+
+
+class Emitter:
+    """Writes the events of one worker.
+
+    Args:
+        store: the event store; ``None``: nothing is noted at all.
+        backend: whose store it is.
+        worker_id: this worker.
+        clock: for ``Event.at``.
+    """
+
+    def __init__(
+        self, store: EventStore | None, backend: Backend | None, *, worker_id: str, clock: Clock
+    ) -> None:
+        self._store = store
+        self._worker_id = worker_id
+        self._clock = clock
+        self._waiting: list[tuple[EventType, Claim | Moved, float, dict[str, Any]]] = []
+        self._rest = Rest()
+        self._closing = False
+        self.is_on = store is not None
+        """Look here before gathering what an event would say."""
+        self.dropped = 0
+        if store is not None and backend is not None:
+            self._trouble = Trouble("append events", backend, clock)
+            self._largest = min(LARGEST_BATCH, backend.limits.max_batch)
+
+    def note(self, kind: EventType, about: Claim | Moved, at: float | None = None, **data: Any) -> None:
+        """Notes that something happened.
+
+        Args:
+            kind: what.
+            about: the task.
+            at: when, by the wall clock; now by default.
+            data: more about it; ``None`` values are left out.
+        """
+        if not self.is_on:
+            return
+        if len(self._waiting) >= MOST_WAITING:
+            self.dropped += 1
+            return
+        self._waiting.append((kind, about, self._clock.time() if at is None else at, data))
+        if self._rest.is_on:
+            self._rest.poke()
+
+    async def run(self) -> None:
+        """Writes until :meth:`close`."""
+        store = self._store
+        if store is None:
+            return
+        while True:
+            if not self._waiting:
+                if self._closing:
+                    return
+                await self._rest.until_poked()
+                await asyncio.sleep(0)  # let what happens in this turn of the loop come along
+                continue
+            batch = [self._event(*noted) for noted in self._waiting[: self._largest]]
+            del self._waiting[: self._largest]
+            while True:
+                try:
+                    async with asyncio.timeout(CALL_TIMEOUT_S):
+                        await store.append(batch)
+                except Exception as error:
+                    pause_s = self._trouble.failed(error)
+                    if self._closing or self._trouble.is_lasting(error):
+                        self.dropped += len(batch)
+                        break
+                    await asyncio.sleep(pause_s)
+                else:
+                    self._trouble.worked()
+                    break
+
+    def _event(self, kind: EventType, about: Claim | Moved, at: float, data: dict[str, Any]) -> Event:
+        data = {key: value for key, value in data.items() if value is not None}
+        data["attempt"] = about.attempt
+        return Event(
+            new_id(), about.task_id, kind.value, at, about.queue, about.name, self._worker_id, _encode(data)
+        )
+
+    async def close(self, running: asyncio.Task[None], within_s: float) -> None:
+        """Lets ``running`` (the task of :meth:`run`) write what is waiting, and ends it."""
+        self._closing = True
+        self._rest.poke()
+        await asyncio.wait([running], timeout=within_s)
+        if not running.done():
+            running.cancel()
+            await asyncio.wait([running])
+        self.dropped += len(self._waiting)
+        self._waiting.clear()
+        if self.dropped:
+            log.warning("%d events were dropped, as the event store did not take them in time", self.dropped)
+
+
+_encoder = msgspec.json.Encoder(enc_hook=str)
+_encode: Callable[[object], bytes] = _encoder.encode

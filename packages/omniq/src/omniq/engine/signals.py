@@ -1,0 +1,63 @@
+"""What SIGINT and SIGTERM do to a worker: the first lets running tasks end, the second gives them back now, the third ends
+the process on the spot (leases end by themselves)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+from omniq.engine.worker import Engine
+
+__all__ = ["install"]
+
+log = logging.getLogger("omniq.worker")
+
+
+def install(loop: asyncio.AbstractEventLoop, engine: Engine) -> Callable[[], None]:
+    """Lets signals stop ``engine``. Only on the main thread.
+
+    Args:
+        loop: the loop on which the engine runs.
+        engine: the worker.
+
+    Returns:
+        a function that puts the former handlers back.
+    """
+    count = 0
+
+    def handle(number: int) -> None:
+        nonlocal count
+        count += 1
+        name = signal.Signals(number).name
+        if count == 1:
+            log.warning(
+                "%s: stopping; running tasks have %g s. Again to give them back now",
+                name,
+                engine.settings.grace_s,
+            )
+            engine.stop_soon()
+        elif count == 2:
+            log.warning("%s again: giving back what runs. Once more to leave at once", name)
+            engine.stop_soon()
+        else:
+            os._exit(128 + number)
+
+    def from_frame(number: int, frame: FrameType | None) -> None:
+        if count >= 2:  # the loop may be what hangs
+            os._exit(128 + number)
+        loop.call_soon_threadsafe(handle, number)
+
+    former = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # signal.signal rather than loop.add_signal_handler: it exists on Windows, and it fires while the loop is blocked.
+        former[number] = signal.signal(number, from_frame)
+
+    def uninstall() -> None:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+    return uninstall
