@@ -76,7 +76,8 @@ async def slow_once(folder: str) -> str:
     if current_task().attempt > 1:
         return f"by attempt {current_task().attempt}"
     say("started")
-    while not (Path(folder) / "go").exists():
+    # Another process says when: it leaves a file, and there is nothing here to wait on.
+    while not (Path(folder) / "go").exists():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     return "by the zombie"
 
@@ -141,7 +142,10 @@ async def main() -> None:
     install(asyncio.get_running_loop(), worker.engine)
     say("ready")
     report = await running
-    say("report", json.dumps({"succeeded": report.succeeded, "stale": report.stale, "claimed": report.claimed}))
+    say(
+        "report",
+        json.dumps({"succeeded": report.succeeded, "stale": report.stale, "claimed": report.claimed}),
+    )
     await oq.close()
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.crashes.program import facade
+from tests.crashes.workers import Crew, worker_process
 
 from omniq import AsyncOmniQ
 from omniq.models import TaskStatus
 from omniq_core import TaskState
-from tests.crashes.program import facade
-from tests.crashes.workers import Crew, worker_process
 
 LEASE_S = 1.0
 STEPS = ["before start", "mid-task", "after the effect", "before settle"]
@@ -40,7 +40,9 @@ def effects(config: dict[str, Any]) -> Counter[int]:
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("task", ["effect", "sync_effect"])
-def test_workers_killed_at_a_step_lose_none_of_200_tasks(config: dict[str, Any], step: str, task: str) -> None:
+def test_workers_killed_at_a_step_lose_none_of_200_tasks(
+    config: dict[str, Any], step: str, task: str
+) -> None:
     fatal = [20, 90, 160]
     config |= {"step": step, "fatal": fatal}
 
@@ -62,7 +64,9 @@ def test_workers_killed_at_a_step_lose_none_of_200_tasks(config: dict[str, Any],
         assert all(done[number] > 1 for number in fatal)  # the effect came before the end: at least once
 
 
-def test_a_worker_that_was_frozen_past_its_lease_changes_nothing(config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_worker_that_was_frozen_past_its_lease_changes_nothing(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
     async def run() -> None:
         async with facade(config) as oq:
             task_id = await oq.enqueue("slow_once", str(tmp_path))

@@ -22,7 +22,10 @@ class WorkerProcess:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), json.dumps(config)], stdout=subprocess.PIPE, text=True, env=os.environ
+            [sys.executable, str(PROGRAM), json.dumps(config)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ,
         )
         self.said: list[str] = []
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -93,7 +96,9 @@ class Crew:
         self._lock = threading.Lock()
         self.deaths = 0
         self._current: dict[int, WorkerProcess] = {}
-        self._threads = [threading.Thread(target=self._keep, args=(place,), daemon=True) for place in range(size)]
+        self._threads = [
+            threading.Thread(target=self._keep, args=(place,), daemon=True) for place in range(size)
+        ]
 
     def _keep(self, place: int) -> None:
         while True:
