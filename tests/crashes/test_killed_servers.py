@@ -114,6 +114,7 @@ def test_a_server_killed_ten_times_loses_nothing_and_workers_go_on(
             producer = Producer(oq)
             producing = asyncio.ensure_future(producer.run())
             with Crew(config, 2) as crew:
+                await work_goes_on(oq)  # the workers are there
                 for _ in range(KILLS):
                     await producer.until_it_grew_by(40)
                     await asyncio.to_thread(server.kill)
@@ -139,7 +140,8 @@ def test_a_server_frozen_for_a_while_loses_nothing_and_workers_go_on(
             producer = Producer(oq)
             producing = asyncio.ensure_future(producer.run())
             with Crew(config, 2) as crew:
-                await producer.until_it_grew_by(200)
+                await work_goes_on(oq)  # the workers are there
+                await producer.until_it_grew_by(100)
                 await asyncio.to_thread(server.freeze)
                 await asyncio.sleep(FROZEN_S)  # standing still for so long is the fault itself
                 await asyncio.to_thread(server.thaw)

@@ -135,7 +135,7 @@ class Queue(Protocol):
         takes one off ``attempt``. ``reason``, ``error`` replace what the task had. ``crashed`` adds one to ``crashes``.
         A request to cancel is not looked at: the owner decides. A later claim of a task whose cancellation was
         requested before it was retried or released does not happen: such a task becomes ``CANCELLED`` instead of
-        ``PENDING``.
+        ``PENDING`` (a ``RELEASE`` still gives its attempt back).
 
         With ``ATOMIC_SETTLE`` a ``result`` is stored in the same write, as a final
         :class:`~omniq_core.records.ResultRecord` of the state that the verb gives and under the settling fence.
@@ -170,7 +170,7 @@ class Queue(Protocol):
         """Returns when a claim on one of ``queues`` may find something new, at ``timeout_s`` at the latest.
 
         True: claim now. Something was enqueued, released, reaped, resumed or fell due, here or in another process;
-        false alarms are allowed. False: nothing was noticed. A wake-up may get lost: callers claim after a time-out as
+        false alarms are allowed, and so is waking only one of several that wait. False: nothing was noticed. A wake-up may get lost: callers claim after a time-out as
         well. Something that was enqueued between an empty ``claim`` and the following ``wait`` of the same caller must
         wake it (or be covered by a poll within ``limits.poll_interval_s``).
 

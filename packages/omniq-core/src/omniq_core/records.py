@@ -137,7 +137,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     task_id: str
     fence: int
     """The fencing token: rises with every claim and every take-over of this task, and never repeats for its id, not even
-    after the task was purged and the id was enqueued anew."""
+    after the task was purged and the id was enqueued anew. From 1, below 2**53 (it passes through doubles)."""
     expires_at: float = 0.0
     """When somebody else may take the task over, by the store's clock. For display: the fence decides, not time."""
     handle: object = None

@@ -1,0 +1,366 @@
+"""Broken connections, lost replies, silent and restarted servers: what was acknowledged stays, and nothing happens twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from omniq_conformance.servers import Proxy, Server, ValkeyServer
+from omniq_core import (
+    Backend,
+    Claim,
+    ErrorCode,
+    Event,
+    EventFilter,
+    Outcome,
+    Queue,
+    ResultRecord,
+    Settlement,
+    TaskFilter,
+    TaskRecord,
+    TaskState,
+    Verb,
+)
+from omniq_redis import RedisBackend
+from omniq_redis.errors import CannotConnect, ConnectionLost, NoAnswer
+from omniq_redis.keys import prefix
+from omniq_redis.scripts import SCRIPTS
+
+OK, DUPLICATE = Outcome.OK, Outcome.DUPLICATE
+Make = Callable[..., RedisBackend]
+Tasks = Callable[..., list[TaskRecord]]
+Until = Callable[[Callable[[], object]], Awaitable[None]]
+Blocked = Callable[..., Awaitable[None]]
+
+
+async def claim(queue: Queue, count: int = 10, claim_id: str = "", lease_s: float = 60.0) -> list[Claim]:
+    claim_id = claim_id or str(uuid.uuid4())
+    return list(await queue.claim(["q"], max_tasks=count, lease_s=lease_s, worker_id="w", claim_id=claim_id))
+
+
+async def insist(backend: Backend, call: Callable[[], object]) -> object:
+    """Repeats a call until it succeeds, as OmniQ does. Every failure must be one that may be repeated."""
+    end = time.monotonic() + 10
+    while True:
+        try:
+            return await call()  # type: ignore[misc]
+        except Exception as error:
+            if not backend.classify(error).is_retryable or time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.02)  # a server that starts has no signal that we could wait for
+
+
+def test_nothing_acknowledged_is_lost_when_the_server_is_killed_again_and_again(
+    valkey_server_durable: ValkeyServer, backend_at: Make, tasks: Tasks, until: Until
+) -> None:
+    acknowledged: list[str] = []
+
+    async def main() -> None:
+        async with backend_at(valkey_server_durable.url) as backend:
+            queue = backend.queue()
+            stop = False
+
+            async def produce() -> None:
+                while not stop:
+                    records = tasks(5)
+                    await insist(backend, lambda records=records: queue.enqueue(records))
+                    acknowledged.extend(record.id for record in records)
+
+            async def work() -> None:
+                while not stop:
+                    claim_id = str(uuid.uuid4())
+                    claims: list[Claim] = await insist(
+                        backend, lambda claim_id=claim_id: claim(queue, 3, claim_id)
+                    )  # type: ignore[assignment]
+                    settlements = [Settlement(c.lease, Verb.SUCCEED, result=b"done") for c in claims]
+                    outcomes = await insist(backend, lambda ends=settlements: queue.settle(ends))
+                    assert set(outcomes) <= {OK, DUPLICATE}  # type: ignore[call-overload]
+                    done.extend(c.task_id for c in claims)
+
+            done: list[str] = []
+            jobs = [asyncio.ensure_future(job()) for job in (produce, produce, produce, work)]
+            for _ in range(3):
+                before = len(acknowledged)
+                await until(lambda before=before: len(acknowledged) >= before + 100)
+                await asyncio.to_thread(valkey_server_durable.kill)
+                await asyncio.to_thread(valkey_server_durable.start)
+            stop = True
+            await asyncio.gather(*jobs)
+            states: dict[str, TaskState | None] = {}
+            for start in range(0, len(acknowledged), 1000):
+                some = acknowledged[start : start + 1000]
+                found = await queue.get(some)
+                states |= {i: None if t is None else t.state for i, t in zip(some, found, strict=True)}
+            assert None not in states.values(), "an acknowledged task is gone"
+            assert {states[task_id] for task_id in done} <= {TaskState.SUCCEEDED}, (
+                "an acknowledged settlement is gone"
+            )
+            results = await backend.result_store().get(done[:1000])
+            assert all(results), "a result is gone"
+
+    asyncio.run(main())
+
+
+def test_a_frozen_server_hangs_nobody_and_everything_goes_on_when_it_thaws(
+    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks
+) -> None:
+    async def main() -> None:
+        async with backend_at(valkey_server.url, timeout_s=0.3, connect_timeout_s=0.3) as backend:
+            queue = backend.queue()
+            [record] = tasks(1)
+            await queue.enqueue([record])
+            await asyncio.to_thread(valkey_server.freeze)
+            started = time.monotonic()
+            with pytest.raises(NoAnswer) as first:
+                await queue.get([record.id])
+            assert backend.classify(first.value) is ErrorCode.UNKNOWN_EFFECT
+            with pytest.raises(
+                CannotConnect
+            ) as second:  # the kernel accepts the connection, nobody answers it
+                await queue.enqueue(tasks(1))
+            assert backend.classify(second.value) is ErrorCode.UNAVAILABLE
+            assert time.monotonic() - started < 2.0
+            await asyncio.to_thread(valkey_server.thaw)
+            await insist(backend, lambda: queue.get([record.id]))
+            assert [c.task_id for c in await claim(queue)] == [record.id]
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(
+    valkey_server_durable: ValkeyServer, backend_at: Make, blocked: Blocked
+) -> None:
+    async def main() -> None:
+        async with backend_at(valkey_server_durable.url) as backend:
+            queue = backend.queue()
+            waiting = asyncio.ensure_future(queue.wait(["q"], timeout_s=30))
+            await blocked(valkey_server_durable)
+            await asyncio.to_thread(valkey_server_durable.kill)
+            async with asyncio.timeout(2):
+                assert await waiting is True, "a wake-up may have been lost with the connection: claim"
+            await asyncio.to_thread(valkey_server_durable.start)
+            assert await insist(backend, lambda: queue.wait(["q"], timeout_s=0.05)) is False
+
+    asyncio.run(main())
+
+
+def test_scripts_that_the_server_forgot_are_sent_again(
+    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks
+) -> None:
+    async def main() -> None:
+        async with backend_at(valkey_server.url) as backend:
+            queue = backend.queue()
+            done: list[str] = []
+            records = tasks(400)
+
+            async def work(mine: list[TaskRecord]) -> None:
+                for record in mine:
+                    await queue.enqueue([record])
+                    for c in await claim(queue, 1):
+                        assert await queue.settle([Settlement(c.lease, Verb.SUCCEED)]) == [OK]
+                        done.append(c.task_id)
+
+            jobs = asyncio.gather(*(work(records[n::8]) for n in range(8)))
+            while not jobs.done():
+                await asyncio.to_thread(valkey_server.command, "SCRIPT", "FLUSH")
+            await jobs
+            while claims := await claim(queue):
+                await queue.settle([Settlement(c.lease, Verb.SUCCEED) for c in claims])
+                done += [c.task_id for c in claims]
+            assert sorted(done) == sorted(record.id for record in records)
+
+    asyncio.run(main())
+
+
+def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
+    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks, server_proxy: Callable[[Server], Proxy]
+) -> None:
+    proxy = server_proxy(valkey_server)
+
+    async def main() -> None:
+        async with backend_at(proxy.url_for(valkey_server.url)) as backend:
+            queue, results, events = backend.queue(), backend.result_store(), backend.event_store()
+
+            cut = 0
+
+            async def twice(mark: str, call: Callable[[], object]) -> object:
+                """Swallows the reply of a call, and makes it again."""
+                nonlocal cut
+                cut += 1
+                wanted = SCRIPTS[mark].sha if mark in SCRIPTS else b"\r\n" + mark.encode() + b"\r\n"
+                proxy.swallow_reply(predicate=lambda data: wanted in data)
+                with pytest.raises(ConnectionLost) as lost:
+                    await call()  # type: ignore[misc]
+                assert backend.classify(lost.value) is ErrorCode.UNKNOWN_EFFECT
+                return await call()  # type: ignore[misc]
+
+            # The server must know the scripts: a refused EVALSHA would be swallowed instead of what acts.
+            for script in SCRIPTS.values():
+                valkey_server.command("SCRIPT", "LOAD", script.text)
+
+            plain, unique, delayed = tasks(4), tasks(1, unique_key="k"), tasks(1, queue="late", delay_s=60.0)
+            answers = await twice("enqueue", lambda: queue.enqueue(plain))
+            assert [a.outcome for a in answers] == [DUPLICATE] * 4  # type: ignore[attr-defined]
+            answers = await twice("enqueue_each", lambda: queue.enqueue(unique + delayed))
+            assert [a.outcome for a in answers] == [DUPLICATE] * 2  # type: ignore[attr-defined]
+
+            claims: list[Claim] = await twice("claim", lambda: claim(queue, 5, "one claim"))  # type: ignore[assignment]
+            assert [c.task_id for c in claims] == [r.id for r in plain + unique], (
+                "the same claim, and no task twice"
+            )
+            assert await claim(queue) == []
+            leases = [c.lease for c in claims]
+            [first, *_] = await twice("extend", lambda: queue.extend(leases, lease_s=90.0))  # type: ignore[misc]
+            assert first.outcome is OK
+            ends = [
+                Settlement(leases[0], Verb.SUCCEED, result=b"r"),
+                Settlement(leases[1], Verb.RETRY, reason="x"),
+            ]
+            assert await twice("settle", lambda: queue.settle(ends)) == [DUPLICATE, DUPLICATE]
+            assert await twice("cancel", lambda: queue.cancel([plain[2].id])) == [Outcome.REQUESTED]
+            await queue.settle([Settlement(leases[2], Verb.CANCEL), Settlement(leases[3], Verb.DEAD)])
+            again = await twice("requeue", lambda: queue.requeue([plain[2].id, plain[3].id]))
+            assert again == [DUPLICATE, DUPLICATE]
+            await twice("SADD", lambda: queue.pause(["q"]))
+            assert await claim(queue) == []
+            await twice("resume", lambda: queue.resume(["q"]))
+            back = await claim(queue, 10, lease_s=0.05)
+            assert [c.task_id for c in back] == [r.id for r in plain[1:]], (
+                "each once, in the order of arrival"
+            )
+
+            before = (await queue.get([back[0].task_id]))[0]
+            while (await queue.get([back[0].task_id]))[0].state is TaskState.RUNNING:  # type: ignore[union-attr]
+                await twice("reap", lambda: queue.maintain())
+            after = (await queue.get([back[0].task_id]))[0]
+            assert before is not None
+            assert after is not None
+            assert after.crashes == before.crashes + 1
+            assert len(await claim(queue, 10)) == 3, "reaped once"
+            assert await twice("purge", lambda: queue.purge(TaskFilter(queues=["late"]))) == 0
+            assert await queue.get([delayed[0].id]) == [None]
+
+            record = ResultRecord("r", 3, TaskState.DEAD, b"body")
+            assert await twice("put", lambda: results.put([record])) == [DUPLICATE]
+            assert await twice("UNLINK", lambda: results.delete(["r"])) == 0
+            happened = [Event(str(n), "t", "x", float(n)) for n in range(4)]
+            assert await twice("append", lambda: events.append(happened)) == [DUPLICATE] * 4
+            assert await twice("truncate", lambda: events.truncate(before=2.0)) == 0
+            assert [e.id for e in (await events.read(EventFilter())).items] == ["2", "3"]
+
+            for mark, call in (
+                ("get", lambda: queue.get([plain[0].id])),
+                ("scan", lambda: queue.query(TaskFilter())),
+                ("stats", lambda: queue.stats(["q"])),
+                ("SMEMBERS", lambda: queue.queue_names()),
+                ("peek", lambda: queue.wait(["nothing"], timeout_s=0.01)),
+                ("MGET", lambda: results.get([plain[0].id])),
+                ("XRANGE", lambda: events.read(EventFilter())),
+            ):
+                await twice(mark, call)
+            [stats] = await queue.stats(["q"])
+            assert (stats.ready, stats.running) == (0, 4), (
+                "the counts did not drift: unique and three reaped ones run"
+            )
+            assert proxy.counters.swallowed == cut, "every first call was cut short"
+
+    asyncio.run(main())
+
+
+def test_cancelled_calls_never_shift_the_answers_of_others(
+    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks
+) -> None:
+    async def main() -> None:
+        chance = random.Random(7)
+        async with backend_at(valkey_server.url) as backend:
+            queue = backend.queue()
+            records = tasks(200)
+            await queue.enqueue(records)
+            for _ in range(20):
+                asked = [
+                    (r.id, asyncio.ensure_future(queue.get([r.id]))) for r in chance.choices(records, k=40)
+                ]
+                for _, call in asked[:: chance.randint(2, 4)]:
+                    for _ in range(chance.randint(0, 3)):
+                        await asyncio.sleep(0)
+                    call.cancel()
+                await asyncio.wait([call for _, call in asked])
+                for task_id, call in asked:
+                    if not call.cancelled():
+                        assert [t and t.id for t in call.result()] == [task_id], "an answer of another call"
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_not_there_is_told_at_once_and_by_its_address(
+    valkey_server: ValkeyServer, backend_at: Make, server_proxy: Callable[[Server], Proxy]
+) -> None:
+    proxy = server_proxy(valkey_server)
+
+    async def main() -> None:
+        proxy.refuse()
+        backend = backend_at(proxy.url_for(valkey_server.url))
+        with pytest.raises(CannotConnect, match=f"127.0.0.1:{proxy.port}") as refused:
+            await backend.open()
+        assert backend.classify(refused.value) is ErrorCode.UNAVAILABLE
+        proxy.accept()
+        proxy.half_open()
+        started = time.monotonic()
+        with pytest.raises(CannotConnect, match=r"within 0\.2 s"):
+            await backend_at(proxy.url_for(valkey_server.url), connect_timeout_s=0.2).open()
+        assert time.monotonic() - started < 1.0
+
+    asyncio.run(main())
+
+
+def test_who_waits_for_a_result_hears_of_it_after_the_subscription_was_cut(
+    valkey_server: ValkeyServer,
+    backend_at: Make,
+    server_proxy: Callable[[Server], Proxy],
+    until: Until,
+    project: str,
+) -> None:
+    proxy = server_proxy(valkey_server)
+
+    async def main() -> None:
+        async with (
+            backend_at(proxy.url_for(valkey_server.url)) as waiter,
+            backend_at(valkey_server.url) as other,
+        ):
+            first = asyncio.ensure_future(waiter.result_store().wait(["a"], timeout_s=10))
+            await until(lambda: valkey_server.command("EXISTS", f"{prefix(project)}wt:a"))
+            await waiter.queue().get(["x"])  # answers come in order: all that the wait has asked is answered
+            proxy.cut()
+            await other.result_store().put([ResultRecord("a", 1, TaskState.SUCCEEDED, b"result")])
+            async with asyncio.timeout(3):
+                [found] = await first
+            assert found is not None
+            assert found.body == b"result"
+
+    asyncio.run(main())
+
+
+def test_a_former_owner_stays_out_even_of_a_server_that_forgot_everything(
+    backend_at: Make, tasks: Tasks
+) -> None:
+    async def main(server: ValkeyServer) -> None:
+        async with backend_at(server.url) as backend:
+            queue = backend.queue()
+            [record] = tasks(1)
+            await queue.enqueue([record])
+            [old] = await claim(queue)
+            await asyncio.to_thread(server.kill)  # without a snapshot, and without an append-only file
+            await asyncio.to_thread(server.start)
+            await insist(backend, lambda: queue.enqueue([record]))
+            [new] = await claim(queue)
+            assert new.lease.fence > old.lease.fence
+            assert await queue.settle([Settlement(old.lease, Verb.SUCCEED)]) == [Outcome.STALE]
+            assert await queue.settle([Settlement(new.lease, Verb.SUCCEED)]) == [OK]
+
+    with ValkeyServer(settings={"save": "", "appendonly": "no"}) as server:
+        asyncio.run(main(server))
