@@ -1,7 +1,7 @@
 """Servers that are killed or frozen under producers and workers, and workers that are killed at random.
 
-What was acknowledged is kept by the test itself, outside every store. ``OMNIQ_TEST_CHAOS_S`` makes the random killing
-longer than its few seconds.
+What was acknowledged is kept by the test itself, outside every store. ``OMNIQ_TEST_CHAOS_S`` and ``OMNIQ_TEST_FROZEN_S``
+make the random killing and the freezing longer than their few seconds.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from omniq_core import BackendError
 
 SERVERS = ["postgres", "valkey", "redis"]
 KILLS = 10
-FROZEN_S = 20.0
+FROZEN_S = float(os.environ.get("OMNIQ_TEST_FROZEN_S", "6"))
 RETURN_S = 10.0
 """Workers must take up work again within this time after their server is back."""
-CHAOS_S = float(os.environ.get("OMNIQ_TEST_CHAOS_S", "8"))
+CHAOS_S = float(os.environ.get("OMNIQ_TEST_CHAOS_S", "5"))
 
 
 def a_config(place: str, folder: Path, lease_s: float = 3.0) -> dict[str, Any]:

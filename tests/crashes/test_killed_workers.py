@@ -43,7 +43,7 @@ def effects(config: dict[str, Any]) -> Counter[int]:
 def test_workers_killed_at_a_step_lose_none_of_200_tasks(
     config: dict[str, Any], step: str, task: str
 ) -> None:
-    fatal = [20, 90, 160]
+    fatal = [20, 160]  # one less than a task survives, whoever is hit
     config |= {"step": step, "fatal": fatal}
 
     async def run() -> None:

@@ -66,12 +66,14 @@ def blocking() -> None:
     task: Task[..., int, int] = add
     task.enqueue(1)
 
-    task_id = oq.enqueue(add, 1, func_kwargs={"b": 2}, queue_name="low", run_in=5, ttl=datetime.timedelta(days=1))
+    task_id = oq.enqueue(
+        add, 1, func_kwargs={"b": 2}, queue_name="low", run_in=5, ttl=datetime.timedelta(days=1)
+    )
     assert_type(task_id, str)
     assert_type(oq.enqueue(lambda: 1), str)
     assert_type(oq.enqueue_many([add, (add, [1]), {"func": add, "func_args": [1]}], priority=1), list[str])
     result = oq.get_result(task_id, timeout=datetime.timedelta(seconds=10))
-    print(result.result if result else "None")
+    assert_type(result, TaskResult | None)
     assert_type(oq.get_task(task_id), TaskInfo | None)
     assert_type(run_until_idle(oq), WorkerReport)
     with oq as opened:

@@ -36,12 +36,12 @@ async def wrong_async_arguments() -> None:
 
 def wrong_results() -> None:
     text: str = add.enqueue(1).result()  # type: ignore[assignment]
-    print(text)
+    text.upper()
 
 
 async def wrong_async_results() -> None:
     text: str = await (await fetch.enqueue("x"))  # type: ignore[assignment]
-    print(text)
+    text.upper()
 
 
 def wrong_parameters() -> None:

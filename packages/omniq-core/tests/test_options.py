@@ -22,7 +22,7 @@ class AcmeOptions(BackendOptions, frozen=True, kw_only=True):
     timeout: float = 5.0
     tls: bool = False
     password: Secret | None = None
-    tags: list[str] = []
+    tags: tuple[str, ...] = ()
 
     aliases: ClassVar[Mapping[str, str]] = {"hostname": "host", "passwd": "password"}
 

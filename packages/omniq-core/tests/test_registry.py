@@ -203,7 +203,7 @@ def test_a_program_may_offer_a_plugin_of_its_own() -> None:
 def test_a_program_cannot_take_the_name_of_an_installed_plugin() -> None:
     with pytest.raises(
         DuplicateProviders,
-        match="backend 'memory' is provided by omniq-memory .*register yours under another",
+        match=r"backend 'memory' is provided by omniq-memory .*register yours under another",
     ):
         BACKENDS.register("memory", object)  # type: ignore[arg-type]
 

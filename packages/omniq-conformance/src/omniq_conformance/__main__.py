@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     run.add_argument("--url", required=True, help="a storage that may be filled with tests' data")
     run.add_argument("--report", metavar="FILE", help="write the report as JSON")
-    run.add_argument("--examples", type=int, default=20, metavar="N", help="random histories")
+    run.add_argument("--examples", type=int, default=30, metavar="N", help="random histories")
     run.add_argument("--lease-s", type=float, default=0.3, help="shortest lease, where real time must pass")
     run.add_argument("--timeout-s", type=float, default=10.0, help="per test")
     run.add_argument("-k", metavar="EXPRESSION", help="only some tests; the verdict is then 'incomplete'")
@@ -46,8 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    import pytest
-
     from omniq_conformance.url_suite import VARIABLE, folder_of
 
     try:
@@ -55,9 +54,11 @@ def _run(chosen: argparse.Namespace) -> int:
     except OmniQError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    os.environ[VARIABLE] = chosen.url
-    os.environ["OMNIQ_CONFORMANCE_LEASE_S"] = str(chosen.lease_s)
-    os.environ["OMNIQ_CONFORMANCE_TIMEOUT_S"] = str(chosen.timeout_s)
+    environ = os.environ | {
+        VARIABLE: chosen.url,
+        "OMNIQ_CONFORMANCE_LEASE_S": str(chosen.lease_s),
+        "OMNIQ_CONFORMANCE_TIMEOUT_S": str(chosen.timeout_s),
+    }
     with tempfile.TemporaryDirectory() as folder:
         # A configuration of its own: the project that this is started in may have other ideas about pytest.
         config = Path(folder, "pytest.ini")
@@ -73,7 +74,10 @@ def _run(chosen: argparse.Namespace) -> int:
         if chosen.allow_unavailable:
             options += ["--omniq-allow-unavailable"]
         try:
-            code = pytest.main([*options, "--pyargs", "omniq_conformance.url_suite"])
+            # A process of its own: pytest rewrites assertions only of what was not imported yet.
+            command = [sys.executable, "-m", "pytest", *options, "--pyargs", "omniq_conformance.url_suite"]
+            environ["HYPOTHESIS_STORAGE_DIRECTORY"] = folder  # else it leaves a folder where it was started
+            code = subprocess.run(command, env=environ, check=False).returncode
         finally:
             place = folder_of(chosen.url.partition("?")[0])
             if place is not None:

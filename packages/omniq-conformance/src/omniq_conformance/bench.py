@@ -36,12 +36,21 @@ class Chance:
         repeatable: the same ones in each run.
     """
 
-    examples: int = 20
+    examples: int = 30
     repeatable: bool = True
 
 
 class NotOffered(Exception):
-    """The author does not say how to cause what a check needs (a restart): reported, and no failure."""
+    """The author does not say how to cause what a check needs (a restart): reported, and no failure.
+
+    Args:
+        what: the author's method.
+        needed: a promise was declared and stays unchecked for it: then the test counts as not run.
+    """
+
+    def __init__(self, what: str, *, needed: bool = False) -> None:
+        super().__init__(what)
+        self.needed = needed
 
 
 async def refused(call: Awaitable[object], capability: Capability) -> None:
@@ -137,6 +146,7 @@ class Bench(Hand):
 
     async def expired(self, task_id: str) -> None:
         """Upkeep until the task, whose time has passed, is expired."""
+        state = TaskState.PENDING
         for _ in range(100):
             await self.maintain()
             state = await self.state(task_id)

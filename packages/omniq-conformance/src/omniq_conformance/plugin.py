@@ -10,7 +10,7 @@ import pytest
 
 from omniq_conformance.catalogue import manifest
 from omniq_conformance.guard import exit_even_if_stuck
-from omniq_conformance.report import Outcome, SuiteReport, TestReport, new_report, suite_report, write_report
+from omniq_conformance.report import CheckReport, Outcome, SuiteReport, new_report, suite_report, write_report
 from omniq_conformance.suite import BackendSuite, refuse_cheating
 from omniq_core import redact
 
@@ -40,7 +40,7 @@ class Recorder:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._tests: dict[str, tuple[type[BackendSuite], str]] = {}
-        self._found: dict[type[BackendSuite], dict[str, TestReport]] = {}
+        self._found: dict[type[BackendSuite], dict[str, CheckReport]] = {}
 
     @property
     def suites(self) -> Sequence[type[BackendSuite]]:
@@ -72,7 +72,7 @@ class Recorder:
         if before is not None and before.outcome == "failed":
             return
         level, topic = manifest()[name]
-        self._found[cls][name] = TestReport(
+        self._found[cls][name] = CheckReport(
             name, topic, level, outcome, properties.get("omniq_ran", ""), reason, round(report.duration, 3)
         )
 
@@ -119,4 +119,6 @@ def _outcome(
     if report.failed:
         crash = getattr(report.longrepr, "reprcrash", None)
         return "failed", redact(str(crash.message if crash else report.longrepr))[:2000]
+    if properties.get("omniq_ran", "").startswith("not run"):
+        return "not run", properties["omniq_ran"]
     return "passed", ""

@@ -18,10 +18,10 @@ from omniq_conformance.suite import Facts
 from omniq_core import SPI_VERSION, Backend, Capability
 
 __all__ = [
+    "CheckReport",
     "Plugin",
     "Report",
     "SuiteReport",
-    "TestReport",
     "plugin_of",
     "read_report",
     "verdict_of",
@@ -32,7 +32,7 @@ Outcome = Literal["passed", "failed", "skipped", "deviation", "unavailable", "no
 Verdict = Literal["conformant", "partial", "non-conformant", "incomplete"]
 
 
-class TestReport(msgspec.Struct, frozen=True):
+class CheckReport(msgspec.Struct, frozen=True):
     """One test."""
 
     name: str
@@ -66,7 +66,7 @@ class SuiteReport(msgspec.Struct, frozen=True):
     capabilities: Sequence[str] = ()
     absent: Mapping[str, str] = {}
     """Capabilities that are not declared, and the backend's reason; empty where it gives none."""
-    tests: Sequence[TestReport] = ()
+    tests: Sequence[CheckReport] = ()
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -82,7 +82,7 @@ class Report(msgspec.Struct, frozen=True):
     suites: Sequence[SuiteReport]
 
 
-def verdict_of(tests: Sequence[TestReport]) -> Verdict:
+def verdict_of(tests: Sequence[CheckReport]) -> Verdict:
     """What the tests of one suite say together.
 
     ``non-conformant``: something failed or was skipped, or deviates from a core test. ``incomplete``: something was not
@@ -96,15 +96,16 @@ def verdict_of(tests: Sequence[TestReport]) -> Verdict:
     return "partial" if "deviation" in outcomes else "conformant"
 
 
-def suite_report(name: str, facts: Facts | None, found: Mapping[str, TestReport]) -> SuiteReport:
+def suite_report(name: str, facts: Facts | None, found: Mapping[str, CheckReport]) -> SuiteReport:
     """Judges what was found against the shipped manifest: a test that is not there was not run."""
     tests = [
-        found.get(test) or TestReport(test, topic, level, "not run")
+        found.get(test) or CheckReport(test, topic, level, "not run")
         for test, (level, topic) in manifest().items()
     ]
     counts: Counter[str] = Counter(test.outcome for test in tests)
     counts["twins"] = sum(test.ran.startswith("twin") for test in tests)
-    counts["not claimed"] = sum(test.ran.startswith("not ") for test in tests)
+    counts["not claimed"] = sum(test.ran.startswith("not claimed") for test in tests)
+    counts["not offered"] = sum(test.ran.startswith("not offered") for test in tests)
     if facts is None:
         return SuiteReport(name, verdict_of(tests), counts, tests=tests)
     health = facts.health

@@ -157,11 +157,15 @@ def run_check(suite: BackendSuite, check: Check, tmp_path: Path, chance: Chance 
                 try:
                     await check.run(bench)
                 except NotOffered as what:
-                    ran = f"not offered: {what}"
+                    ran = f"{'not run' if what.needed else 'not offered'}: {what}"
                 except Unsupported as error:
                     name = error.capability.name
-                    declared = "is declared" if error.capability in bench.capabilities else "is not needed here"
-                    raise AssertionError(f"{name} {declared}, and a call was refused with: {error}") from error
+                    declared = (
+                        "is declared" if error.capability in bench.capabilities else "is not needed here"
+                    )
+                    raise AssertionError(
+                        f"{name} {declared}, and a call was refused with: {error}"
+                    ) from error
                 return
             twin = TWINS[lacking[0]]
             ran = f"twin of {lacking[0].name}" if twin else f"not claimed: {lacking[0].name}"
@@ -192,8 +196,11 @@ def _test_of(check: Check) -> Callable[..., None]:
         record_property: Callable[[str, object], None],
     ) -> None:
         __tracebackhide__ = True
-        option: Callable[[str, Any], Any] = request.config.getoption
-        chance = Chance(option("--omniq-examples", 20), repeatable=not option("--omniq-random", False))
+
+        def option(name: str, default: Any) -> Any:
+            return request.config.getoption(name, default)
+
+        chance = Chance(option("--omniq-examples", 30), repeatable=not option("--omniq-random", False))
         try:
             ran = run_check(self, check, tmp_path, chance)
         except Unavailable as missing:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
+from omniq_conformance.bench import NotOffered
 from omniq_conformance.env import Env
 from omniq_conformance.suite import BackendSuite
 from omniq_core import Backend, Url, backend_class
@@ -38,6 +39,9 @@ class TestUrl(BackendSuite):
         url = self.url_for(env)
         firsts[env.namespace] = backend_class(Url.parse(url).scheme).from_url(url, clock=env.clock)
         yield firsts[env.namespace]
+
+    def transaction(self, env: Env) -> AbstractAsyncContextManager[object]:
+        raise NotOffered("transaction(), which a URL alone does not give", needed=True)
 
     def url_for(self, env: Env) -> str:
         url, _, query = os.environ[VARIABLE].partition("?")

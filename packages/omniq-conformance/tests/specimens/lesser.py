@@ -11,14 +11,18 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from omniq_core import (
     IMPLIED,
+    SYSTEM_CLOCK,
     Backend,
     Capability,
     Claim,
     Enqueued,
     EventStore,
     Extension,
+    Health,
     Lease,
     Limits,
     Maintained,
@@ -32,7 +36,6 @@ from omniq_core import (
 )
 from omniq_memory.backend import ABSENT, MemoryEventStore, MemoryQueue, MemoryResultStore
 from omniq_memory.store import Store, Task
-
 from specimens.mutants_of_queues import LastInFirstOut, Unfenced
 from specimens.trial import Specimen
 
@@ -116,7 +119,9 @@ def _without(left_out: Capability) -> type[Specimen]:
     return type(f"Without{left_out.name}", (Specimen,), namespace)
 
 
-LESSER.update((f"without {left_out.name}", _without(left_out)) for left_out in Capability if left_out not in ABSENT)
+LESSER.update(
+    (f"without {left_out.name}", _without(left_out)) for left_out in Capability if left_out not in ABSENT
+)
 
 
 def honest(cls: type[Specimen]) -> type[Specimen]:
@@ -128,6 +133,24 @@ def honest(cls: type[Specimen]) -> type[Specimen]:
 @honest
 class Plain(Specimen):
     """in real time."""
+
+
+@honest
+class OnAServersClock(Specimen):
+    """that keeps to its server's clock, whatever it is given."""
+
+    def _attach(self) -> Store:
+        store = super()._attach()
+        store.clock = SYSTEM_CLOCK
+        return store
+
+    async def open(self) -> None:
+        await super().open()
+        self.capabilities = self.capabilities | {C.SERVER_CLOCK}
+        self.absent = {c: reason for c, reason in ABSENT.items() if c is not C.SERVER_CLOCK}
+
+    async def check(self) -> Health:
+        return msgspec.structs.replace(await super().check(), now=SYSTEM_CLOCK.time())
 
 
 @honest
@@ -174,19 +197,16 @@ class Forgetful(Specimen):
 
 
 @honest
-class GlobalFences(Specimen):
-    """whose fences come from one counter and have gaps."""
+class GappedFences(Specimen):
+    """whose fences have gaps."""
 
     class Counter(Store):
-        def claim(self, queues: Sequence[str], *, claim_id: str, **rest: Any) -> list[Claim]:
-            repeated = claim_id in self._claims
-            tasks = [self._tasks[c.task_id] for c in super().claim(queues, claim_id=claim_id, **rest)]
-            for task in tasks if not repeated else []:
-                self.__dict__["token"] = task.fence = self.__dict__.get("token", 100) + 7
-            return [self._claimed(task) for task in tasks]
+        def claim(self, queues: Sequence[str], **rest: Any) -> list[Claim]:
+            self._last_fence += 7
+            return super().claim(queues, **rest)
 
         def _reap(self, task: Task, now: float) -> Any:
-            self.__dict__["token"] = task.fence = self.__dict__.get("token", 100) + 7
+            self._last_fence += 1_000_000_007
             return super()._reap(task, now)
 
     store_type = Counter
@@ -265,7 +285,9 @@ def _slow(cls: type[Any], names: Sequence[str]) -> type[Any]:
 class Distant(Specimen):
     """whose calls take a while."""
 
-    queue_type = _slow(MemoryQueue, ["enqueue", "claim", "settle", "extend", "get", "maintain", "cancel", "pause"])
+    queue_type = _slow(
+        MemoryQueue, ["enqueue", "claim", "settle", "extend", "get", "maintain", "cancel", "pause"]
+    )
     results_type = _slow(MemoryResultStore, ["put", "get", "delete"])
     events_type = _slow(MemoryEventStore, ["append", "read"])
 
@@ -291,3 +313,8 @@ class Tupled(Specimen):
             return tuple(await super().cancel(task_ids))
 
     queue_type = Tuples
+
+
+@honest
+class Unchanged(Specimen):
+    """that is the memory backend itself."""

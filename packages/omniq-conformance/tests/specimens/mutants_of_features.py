@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import msgspec
+
 from omniq_core import (
     BackendError,
     Capability,
@@ -30,7 +31,6 @@ from omniq_core import (
 )
 from omniq_memory.backend import MemoryEventStore, MemoryQueue, MemoryResultStore, _wait
 from omniq_memory.store import CANCELLED, Store, Task, _event_matches
-
 from specimens.mutants_of_queues import OK, STALE, mutant
 from specimens.trial import Specimen
 
@@ -202,7 +202,9 @@ class CountingTheDelayedAsReady(Store):
     """what is delayed is counted as ready."""
 
     def stats(self, queues: Sequence[str]) -> list[Any]:
-        return [msgspec.structs.replace(s, ready=s.ready + s.delayed, delayed=0) for s in super().stats(queues)]
+        return [
+            msgspec.structs.replace(s, ready=s.ready + s.delayed, delayed=0) for s in super().stats(queues)
+        ]
 
 
 @mutant("query_stats")
@@ -219,8 +221,8 @@ class RequeueingWithOldFences(Store):
 
     def _requeue(self, task: Task | None, now: float) -> Outcome:
         outcome = super()._requeue(task, now)
-        if task is not None and outcome is OK:
-            task.fence = 0
+        if outcome is OK:
+            self._last_fence = 0
         return outcome
 
 
@@ -243,6 +245,15 @@ class KeepingResultsOfTheRequeued(Store):
         outcome = super()._requeue(task, now)
         self._results = kept
         return outcome
+
+
+@mutant("requeue_purge")
+class ForgettingFencesOfThePurged(Store):
+    """after a purge fences start again from the beginning."""
+
+    def purge(self, which: TaskFilter, limit: int) -> int:
+        self._last_fence = 0
+        return super().purge(which, limit)
 
 
 @mutant("requeue_purge")
@@ -396,7 +407,9 @@ class SkippingInARace(Specimen):
             numbers.update((e.id, mine + n / 1000) for n, e in enumerate(events) if outcomes[n] is OK)
             return outcomes
 
-        async def read(self, which: EventFilter, /, *, after: str | None = None, limit: int = 1000) -> Page[Event]:
+        async def read(
+            self, which: EventFilter, /, *, after: str | None = None, limit: int = 1000
+        ) -> Page[Event]:
             store = self._backend.store()
             numbers = store.__dict__.setdefault("numbers", {})
             since = float(after or -1)
@@ -586,4 +599,3 @@ class FalselyDurable(Specimen):
     async def close(self) -> None:
         await super().close()
         self._store = None
-

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+
 from omniq_core import Claim, Enqueued, Extension, Lease, Outcome, Settlement, TaskRecord, TaskState, Verb
 from omniq_memory.backend import MemoryQueue
 from omniq_memory.store import Line, Store, Task
-
 from specimens.trial import Specimen
 
 OK, STALE, DUPLICATE = Outcome.OK, Outcome.STALE, Outcome.DUPLICATE
@@ -230,7 +230,8 @@ class KeepingALock(MemoryQueue):
     """a claim that is cancelled keeps the lock of the queue."""
 
     async def claim(self, queues: Sequence[str], /, **rest: Any) -> Sequence[Claim]:
-        lock: asyncio.Lock = self._backend.store().__dict__.setdefault("a_lock", asyncio.Lock())
+        locks = self._backend.store().__dict__.setdefault("locks", {})
+        lock: asyncio.Lock = locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
         await lock.acquire()
         await asyncio.sleep(0)
         claims = await super().claim(queues, **rest)
@@ -247,7 +248,9 @@ class ClaimingInTwoSteps(MemoryQueue):
         seen = [t for t in store._tasks.values() if t.state is TaskState.PENDING and t.queue in queues]
         await asyncio.sleep(0)
         claims = store.claim(queues, **rest)
-        return claims or [store._claimed(t) for t in seen if t.state is TaskState.RUNNING][: rest["max_tasks"]]
+        return (
+            claims or [store._claimed(t) for t in seen if t.state is TaskState.RUNNING][: rest["max_tasks"]]
+        )
 
 
 # --- leases ----------------------------------------------------------------------------------------------------------
@@ -279,8 +282,10 @@ class NotFencingTheReaped(Store):
     """reaping does not raise the fence."""
 
     def _reap(self, task: Task, now: float) -> Any:
-        task.fence -= 1
-        return super()._reap(task, now)
+        fence = task.fence
+        moved = super()._reap(task, now)
+        task.fence = fence
+        return moved
 
 
 @mutant("lease")

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 
 from omniq_conformance.guard import TookTooLong
-
 from specimens import mutants_of_features
 from specimens.lesser import LESSER, Plain
 from specimens.mutants_of_queues import MUTANTS
@@ -27,18 +26,15 @@ class Verdict:
     seconds: float
 
 
-def try_mutant(what: str) -> Verdict:
-    backend, topics = MUTANTS[what]
-    return _try(backend, topics, fail_fast=True, timeout_s=4.0)
-
-
-def try_lesser(what: str) -> Verdict:
+def try_specimen(kind: str, what: str) -> Verdict:
+    """Tries a mutant on the topics that must notice it, or by random histories alone, or a lesser one on everything."""
+    if kind == "mutant":
+        backend, topics = MUTANTS[what]
+        return _try(backend, topics, fail_fast=True, timeout_s=4.0)
+    if kind == "by_chance":
+        return _try(MUTANTS[what][0], ("machine",), timeout_s=1.0, examples=30)
     backend = LESSER[what]
     return _try(backend, (), controllable_clock=backend is not Plain, timeout_s=15.0)
-
-
-def try_unchanged() -> Verdict:
-    return _try(Specimen, (), timeout_s=15.0)
 
 
 def _try(backend: type[Specimen], topics: tuple[str, ...], **how: object) -> Verdict:

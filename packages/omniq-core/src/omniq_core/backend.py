@@ -196,7 +196,7 @@ class Backend(Protocol):
 
         ``UNAVAILABLE``, ``TIMEOUT`` and ``EXHAUSTED`` claim that the call did *not* take effect: answer
         ``UNKNOWN_EFFECT`` when the request may have been sent. An :class:`~omniq_core.errors.BackendError` is answered
-        with its own code.
+        with its own code, ``Unsupported`` with ``UNSUPPORTED``.
         """
         ...
 

@@ -27,7 +27,7 @@ class Capability(enum.StrEnum):
     MULTI_HOST = "multi_host"
     """Several machines may."""
     FENCED_SETTLE = "fenced_settle"
-    """A stale owner's settle is refused, atomically."""
+    """A stale owner's settle is refused, atomically. (A stale ``extend`` is refused by every backend.)"""
     ATOMIC_BATCH = "atomic_batch"
     """``enqueue`` stores a batch wholly or not at all."""
     ATOMIC_SETTLE = "atomic_settle"
@@ -41,7 +41,7 @@ class Capability(enum.StrEnum):
     PRIORITY = "priority"
     """A higher priority of one queue is claimed first."""
     FIFO = "fifo"
-    """Equal priorities of one queue are claimed in the order in which they were enqueued (or became due)."""
+    """Equal priorities of one queue are claimed in the order of their arrival; a delayed task may count from its due time."""
     UNIQUE = "unique"
     """``unique_key``."""
     EXPIRY = "expiry"
@@ -93,7 +93,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """The sizes and times of an opened backend. OmniQ checks them before it calls, and cuts batches to fit."""
 
     max_batch: int = 1000
-    """Most items in one call of ``enqueue``, ``claim``, ``settle``, ``extend``, ``get``, ``put`` or ``append``."""
+    """Most items in one call of any method that takes a sequence."""
     max_body_bytes: int = 1024 * 1024
     """Largest task body."""
     max_result_bytes: int = 4 * 1024 * 1024

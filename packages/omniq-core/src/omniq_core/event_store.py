@@ -56,5 +56,6 @@ class EventStore(Protocol):
                 await asyncio.sleep(0.2)
 
     async def truncate(self, *, before: float, limit: int = 1000) -> int:
-        """Deletes events with ``at < before``, oldest first, at most ``limit``; how many (``EVENT_TRUNCATE``)."""
+        """Deletes events with ``at < before`` from the beginning of the log, at most ``limit``; how many
+        (``EVENT_TRUNCATE``). One that stands behind a younger one (clocks differ) may stay until that has gone."""
         raise Unsupported(Capability.EVENT_TRUNCATE)

@@ -30,7 +30,7 @@ running -> pending     ``maintain`` (reap)      the lease has ended, crashes + 1
 running -> dead        ``maintain`` (reap)      the lease has ended, crashes + 1 = max   fence + 1, crashes + 1
 running -> cancelled   ``maintain`` (reap)      the lease has ended, cancel requested    fence + 1, crashes + 1
 pending -> cancelled   ``cancel``
-pending -> expired     ``claim``, ``maintain``  ``ttl_s`` has passed
+pending -> expired     ``claim``, ``maintain``  ``ttl_s`` has passed (also for a retry)
 final -> pending       ``requeue``              dead, cancelled or expired               attempt, crashes = 0
 =====================  =======================  =======================================  ======================
 
@@ -97,8 +97,8 @@ class Queue(Protocol):
 
         Takes only pending tasks that are due and not expired, of the given queues, at most ``max_tasks``. A queue is
         looked at only when the ones before it in ``queues`` have nothing more to give: strictly in that order. Within
-        one queue a higher priority goes first, then what was enqueued (or became due) first, where the capabilities
-        ``PRIORITY`` and ``FIFO`` say so. Paused queues give nothing.
+        one queue a higher priority goes first, then what arrived first (a delayed task may count from when it fell due),
+        where the capabilities ``PRIORITY`` and ``FIFO`` say so. Paused queues give nothing.
 
         Until its lease ends a claimed task is claimed by nobody, this worker included. Each claim adds one to the
         task's ``attempt`` and to its fence.
@@ -131,11 +131,10 @@ class Queue(Protocol):
         this very fence gave it, the answer is ``DUPLICATE``.
 
         The verbs: ``SUCCEED``, ``DEAD``, ``CANCEL`` make the task final and free its unique key. ``RETRY`` and
-        ``RELEASE`` make it pending, due after ``delay_s`` (0: now, *before* tasks that have waited less); ``RELEASE``
-        takes one off ``attempt``. ``reason``, ``error`` replace what the task had. ``crashed`` adds one to ``crashes``.
-        A request to cancel is not looked at: the owner decides. A later claim of a task whose cancellation was
-        requested before it was retried or released does not happen: such a task becomes ``CANCELLED`` instead of
-        ``PENDING`` (a ``RELEASE`` still gives its attempt back).
+        ``RELEASE`` make it pending, due after ``delay_s`` (0: now, in its old place, before what was enqueued later);
+        ``RELEASE`` takes one off ``attempt``. ``reason``, ``error`` replace what the task had. ``crashed`` adds one to ``crashes``.
+        A final verb does not look at a request to cancel: the owner decides. ``RETRY`` and ``RELEASE`` of a task whose
+        cancellation was requested make it ``CANCELLED`` instead (a ``RELEASE`` still gives its attempt back).
 
         With ``ATOMIC_SETTLE`` a ``result`` is stored in the same write, as a final
         :class:`~omniq_core.records.ResultRecord` of the state that the verb gives and under the settling fence.
@@ -170,7 +169,8 @@ class Queue(Protocol):
         """Returns when a claim on one of ``queues`` may find something new, at ``timeout_s`` at the latest.
 
         True: claim now. Something was enqueued, released, reaped, resumed or fell due, here or in another process;
-        false alarms are allowed, and so is waking only one of several that wait. False: nothing was noticed. A wake-up may get lost: callers claim after a time-out as
+        false alarms are allowed, and so is waking only one of several that wait. False: nothing was noticed.
+        A wake-up may get lost: callers claim after a time-out as
         well. Something that was enqueued between an empty ``claim`` and the following ``wait`` of the same caller must
         wake it (or be covered by a poll within ``limits.poll_interval_s``).
 
@@ -204,7 +204,7 @@ class Queue(Protocol):
 
     async def requeue(self, task_ids: Sequence[str], /) -> Sequence[Outcome]:
         """Makes dead, cancelled and expired tasks pending again, due now, with ``attempt`` and ``crashes`` 0 and no
-        request to cancel, error or expiry; the fence stays (``REQUEUE``). Their result records are deleted.
+        request to cancel, reason, error or expiry; the fence stays (``REQUEUE``). Their result records are deleted.
 
         ``OK``; ``FINISHED``: it succeeded, and is not run again; ``CONFLICT``: its unique key is held by another;
         ``DUPLICATE``: it is pending or running already; ``NOT_FOUND``.

@@ -226,7 +226,9 @@ class TaskFilter(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     names: Sequence[str] = ()
     states: Sequence[TaskState] = ()
     enqueued_after: float | None = None
+    """``enqueued_at >= enqueued_after``."""
     enqueued_before: float | None = None
+    """``enqueued_at < enqueued_before``."""
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):
@@ -286,7 +288,8 @@ class ResultRecord(msgspec.Struct, frozen=True, gc=False):
     """A final state."""
     body: bytes = b""
     ttl_s: float | None = None
-    """On ``put``: seconds to live; ``None``: as long as the store keeps anything."""
+    """On ``put``: seconds to live; ``None``: as long as the store keeps anything. It must be ``None`` without
+    ``RESULT_TTL``."""
     final: bool = True
     """``False``: written ahead of the queue's own settlement, which is on another backend. A reader asks the queue."""
     stored_at: float = 0.0

@@ -42,7 +42,7 @@ class ResultStore(Protocol):
 
     async def wait(self, task_ids: Sequence[str], /, *, timeout_s: float) -> Sequence[ResultRecord | None]:
         """Returns when at least one of the tasks has a *final* record, at ``timeout_s`` at the latest; what there is
-        then, by position, provisional records included.
+        then, by position, provisional records included. It may return early without one.
 
         One call often stands for many waiting coroutines. The default polls ``get``, every 5 ms at first and every
         250 ms after a while; declare ``RESULT_WAIT`` where it is better.

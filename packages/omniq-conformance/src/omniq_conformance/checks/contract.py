@@ -460,12 +460,29 @@ async def a_twin_works_on_another_threads_loop(b: Bench) -> None:
 
 
 @check()
+async def the_same_options_lead_to_the_same_storage_unless_it_is_private(b: Bench) -> None:
+    record = await b.put_one()
+    hand = await b.opened(type(b.backend).from_options(b.backend.options, clock=b.env.clock))
+    [found] = await hand.queue.get([record.id])
+    private = b.backend.options.is_private
+    assert (found is None) is private, (
+        f"options.is_private is {private}, and a second backend of the same options "
+        f"{'does not see' if found is None else 'sees'} the first one's tasks"
+    )
+
+
+@check()
 async def the_url_leads_to_the_same_storage(b: Bench) -> None:
     try:
         url = b.suite.url_for(b.env)
     except NotImplementedError:
         assert not b.has(Capability.MULTI_PROCESS), (
             "MULTI_PROCESS is declared, and url_for(env) is not written"
+        )
+        return
+    if b.backend.options.is_private:
+        assert not b.has(Capability.MULTI_PROCESS), (
+            "MULTI_PROCESS is declared for a storage that nobody else can open"
         )
         return
     record = await b.put_one()

@@ -46,7 +46,8 @@ async def queues_with_nasty_names_are_kept_apart(b: Bench) -> None:
         found = [(c.queue, c.body) for c in claims]
         assert found == [(name, name.encode())], f"the queue {name!r} gave {found}"
         await b.finish(claims[0])
-        assert await b.state(record.id) is TaskState.SUCCEEDED
+        state = await b.state(record.id)
+        assert state is TaskState.SUCCEEDED, f"a settled task of the queue {name!r} is {state}"
 
 
 @check(Capability.STATS)
@@ -170,7 +171,8 @@ async def the_largest_body_is_taken(b: Bench) -> None:
 async def the_largest_result_is_taken(b: Bench) -> None:
     body = b"\x00r" * (min(b.limits.max_result_bytes, 16 * 1024 * 1024) // 2)
     task_id = b.new_id()
-    assert await b.put_result(task_id, 1, body) is Outcome.OK
+    outcome = await b.put_result(task_id, 1, body)
+    assert outcome is Outcome.OK, f"a result of limits.max_result_bytes was answered {outcome}"
     record = await b.result(task_id)
     assert record is not None and record.body == body, f"a result of {len(body)} bytes came back changed"
 

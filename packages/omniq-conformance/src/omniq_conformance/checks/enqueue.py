@@ -27,7 +27,9 @@ async def an_enqueued_task_is_pending_and_keeps_its_fields(b: Bench) -> None:
     assert (task.attempt, task.crashes, task.worker_id, task.finished_at) == (0, 0, None, None), (
         "a new task has been started or finished already"
     )
-    assert task.cancel_requested is False and task.reason is None and task.error is None
+    assert (task.cancel_requested, task.reason, task.error) == (False, None, None), (
+        f"a new task has a past: {task}"
+    )
     assert abs(task.run_at - task.enqueued_at) <= b.limits.time_resolution_s, (
         "a task without delay is due at once"
     )

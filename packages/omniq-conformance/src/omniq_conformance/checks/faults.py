@@ -64,7 +64,8 @@ async def what_was_acknowledged_survives_a_restart(b: Bench) -> None:
         f"after a restart they are {states}"
     )
     assert await b.settle(running, Verb.SUCCEED) is Outcome.OK, "a lease did not survive the restart"
-    assert (await b.claim_one("pending")).body == b"\x00keep"
+    claim = await b.claim_one("pending")
+    assert claim.body == b"\x00keep", f"after a restart a body is {claim.body!r}"
 
 
 @check(Capability.DURABLE)
@@ -118,11 +119,11 @@ async def calls_under_a_dropped_connection_can_be_repeated(b: Bench) -> None:
 
 @check(Capability.WAKEUP, slow=6)
 async def waking_survives_a_dropped_connection(b: Bench) -> None:
-    assert await b.claim() == []
+    assert await b.claim() == [], "an empty queue gave a task"
     await _drop(b)
     await _works_again(b)
     other = await b.another()
-    assert await b.claim() == []
+    assert await b.claim() == [], "an empty queue gave a task"
     wait = asyncio.ensure_future(b.queue.wait(["q"], timeout_s=RECOVER_S))
     await asyncio.sleep(0.1)
     await other.put()

@@ -234,7 +234,7 @@ async def extending_a_reaped_task_is_stale(b: Bench) -> None:
     [answer] = await b.extend(old)
     assert answer.outcome is STALE, f"extend on a reaped task was answered {answer.outcome}"
     new = await b.until_claimed(old.task_id)
-    assert new.lease.fence > old.lease.fence
+    assert new.lease.fence > old.lease.fence, "the new owner's fence is no higher than the former one's"
 
 
 @check()

@@ -48,7 +48,8 @@ async def a_queue_may_be_paused_before_its_first_task(b: Bench) -> None:
     record = await b.put_one(queue="new")
     assert await b.claim("new") == [], "a queue that was paused before its first task gave it away"
     await b.queue.resume(["new"])
-    assert (await b.claim_one("new")).task_id == record.id
+    claim = await b.claim_one("new")
+    assert claim.task_id == record.id, "after resume another task than the one that waited was claimed"
 
 
 @check(PAUSE)

@@ -31,7 +31,8 @@ async def three_processes_share_the_tasks_exactly_once(b: Bench) -> None:
 async def one_process_sees_at_once_what_another_did(b: Bench) -> None:
     other = await b.process()
     ids = [b.new_id() for _ in range(3)]
-    assert await other.do("enqueue", task_ids=ids, queue="q") == ["ok"] * 3
+    outcomes = await other.do("enqueue", task_ids=ids, queue="q")
+    assert outcomes == ["ok"] * 3, f"another process enqueued three new tasks and was answered {outcomes}"
     states = await b.states(ids)
     assert states == [TaskState.PENDING] * 3, f"tasks that another process had stored are {states} here"
     claims = await b.claim_all()
@@ -39,7 +40,8 @@ async def one_process_sees_at_once_what_another_did(b: Bench) -> None:
     assert await other.claim("q", max_tasks=3, lease_s=60.0) == [], (
         "what is claimed here was handed out there"
     )
-    assert await other.do("enqueue", task_ids=ids, queue="q") == ["duplicate"] * 3
+    outcomes = await other.do("enqueue", task_ids=ids, queue="q")
+    assert outcomes == ["duplicate"] * 3, f"three ids that are known here were answered {outcomes} there"
 
 
 @check(MULTI, real_time=True, slow=START)
@@ -188,7 +190,8 @@ async def a_reader_misses_no_event_of_other_processes(b: Bench) -> None:
 async def a_request_to_cancel_reaches_the_owners_process(b: Bench) -> None:
     claim = await b.running()
     other = await b.process()
-    assert await other.do("cancel", task_ids=[claim.task_id]) == ["requested"]
+    outcomes = await other.do("cancel", task_ids=[claim.task_id])
+    assert outcomes == ["requested"], f"another process cancelled a running task and was answered {outcomes}"
     [answer] = await b.extend(claim)
     assert answer.cancel_requested, "another process asked to cancel, and extend does not tell the owner"
     await b.finish(claim, Verb.CANCEL)

@@ -55,7 +55,8 @@ async def an_expired_task_forgets_its_expiry_when_requeued(b: Bench) -> None:
     assert (task.state, task.expires_at) == (TaskState.PENDING, None), (
         f"a requeued task is {task.state} again"
     )
-    assert (await b.claim_one()).task_id == record.id
+    claim = await b.claim_one()
+    assert claim.task_id == record.id, "a requeued task was not claimed"
 
 
 @check(REQUEUE)
@@ -105,7 +106,8 @@ async def a_requeued_task_takes_its_key_again_or_conflicts(b: Bench) -> None:
     assert outcomes == [Outcome.CONFLICT], f"requeue while another holds the key was answered {outcomes}"
     assert await b.state(claim.task_id) is TaskState.DEAD, "a refused requeue changed the task"
     await b.finish(rival)
-    assert list(await b.queue.requeue([claim.task_id])) == [OK]
+    outcomes = list(await b.queue.requeue([claim.task_id]))
+    assert outcomes == [OK], f"requeue when its key is free again was answered {outcomes}"
     [answer] = await b.enqueue([b.record(unique_key="key")])
     assert (answer.outcome, answer.task_id) == (Outcome.CONFLICT, claim.task_id), (
         f"a requeued task does not hold its key: {answer}"
@@ -166,6 +168,27 @@ async def a_purged_id_is_unknown_and_may_be_used_again(b: Bench) -> None:
     assert (again.body, again.attempt) == (b"anew", 1), (
         "a new task under a purged id has the old one's history"
     )
+
+
+@check(PURGE, Capability.FENCED_SETTLE)
+async def a_lease_from_before_a_purge_is_good_for_nothing(b: Bench) -> None:
+    old = await b.running()
+    await b.finish(old, Verb.DEAD)
+    await b.queue.purge(TaskFilter(queues=["q"]))
+    await b.put_records([b.record(id=old.task_id)])
+    new = await b.claim_one(worker_id="new")
+    assert new.lease.fence > old.lease.fence, (
+        f"under an id that was purged and used again the fence went from {old.lease.fence} to {new.lease.fence}"
+    )
+    for verb in Verb:
+        outcome = await b.settle(old, verb)
+        assert outcome in (Outcome.STALE, Outcome.DUPLICATE), (
+            f"an old lease's {verb.name} was answered {outcome}"
+        )
+    assert (await b.look(old.task_id)).worker_id == "new", (
+        "a lease from before the purge changed the new task"
+    )
+    await b.finish(new)
 
 
 @check(PURGE, Capability.RESULTS)

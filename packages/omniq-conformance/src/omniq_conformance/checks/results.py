@@ -83,7 +83,8 @@ async def a_higher_fence_replaces_a_lower_one(b: Bench) -> None:
 @check(RESULTS)
 async def a_provisional_record_is_made_final_by_its_own_fence(b: Bench) -> None:
     task_id = b.new_id()
-    assert await b.put_result(task_id, 2, b"ahead", final=False) is OK
+    outcome = await b.put_result(task_id, 2, b"ahead", final=False)
+    assert outcome is OK, f"a new provisional record was answered {outcome}"
     await _shows(b, task_id, 2, b"ahead", final=False)
     outcome = await b.put_result(task_id, 2, b"ahead, again", final=False)
     assert outcome is DUPLICATE, f"a provisional record of the same fence again was answered {outcome}"
@@ -190,10 +191,12 @@ async def a_former_owner_stores_no_result(b: Bench) -> None:
     old = await b.running(lease_s=b.span_s)
     await b.lose(old.task_id)
     new = await b.until_claimed(old.task_id)
-    assert await b.settle(old, Verb.SUCCEED, result=b"zombie") is STALE
+    outcome = await b.settle(old, Verb.SUCCEED, result=b"zombie")
+    assert outcome is STALE, f"a former owner's SUCCEED with a result was answered {outcome}"
     assert await b.result(old.task_id) is None, "a former owner's settle was refused and its result stored"
     await b.finish(new, result=b"live")
-    assert await b.settle(old, Verb.SUCCEED, result=b"zombie") is STALE
+    outcome = await b.settle(old, Verb.SUCCEED, result=b"zombie")
+    assert outcome is STALE, f"a former owner's SUCCEED with a result was answered {outcome}"
     await _shows(b, old.task_id, new.lease.fence, b"live")
 
 

@@ -69,7 +69,7 @@ async def a_settlement_joins_the_transaction(b: Bench) -> None:
 @check(TX, Capability.WAKEUP)
 async def a_commit_wakes_those_who_wait_or_they_poll(b: Bench) -> None:
     other = await b.another()
-    assert await other.claim() == []
+    assert await other.claim() == [], "an empty queue gave a task"
     async with b.suite.transaction(b.env) as transaction:
         await b.queue.enqueue_within(transaction, [b.record()])
     for _ in range(40):  # the driver may not see a commit that the caller makes: then a poll covers it

@@ -62,7 +62,8 @@ async def every_end_that_an_owner_gives_frees_the_key(b: Bench) -> None:
 async def a_task_that_died_of_crashes_frees_the_key(b: Bench) -> None:
     claim = await b.running(unique_key="key", lease_s=b.span_s, max_crashes=1)
     await b.lose(claim.task_id)
-    assert await b.state(claim.task_id) is TaskState.DEAD
+    state = await b.state(claim.task_id)
+    assert state is TaskState.DEAD, f"with max_crashes=1 a lost lease makes a task dead, not {state}"
     await _free(b, "after the reaper made its task dead")
 
 

@@ -48,7 +48,7 @@ async def what_came_between_an_empty_claim_and_the_wait_is_not_slept_through(b: 
     other = await b.another()
     for round_ in range(4):
         queue = f"q{round_}"
-        assert await b.claim(queue, "quiet") == []
+        assert await b.claim(queue, "quiet") == [], "an empty queue gave a task"
         await (b, other)[round_ % 2].put(queue=queue)
         wait = asyncio.ensure_future(b.queue.wait([queue, "quiet"], timeout_s=8.0))
         await _ends_within(wait, _covered_s(b), "a task that came between an empty claim and the wait")
@@ -58,7 +58,7 @@ async def what_came_between_an_empty_claim_and_the_wait_is_not_slept_through(b: 
 @check()
 async def a_task_that_comes_during_the_wait_ends_it(b: Bench) -> None:
     for queue in ("first", "second"):
-        assert await b.claim("first", "second") == []
+        assert await b.claim("first", "second") == [], "an empty queue gave a task"
         wait = asyncio.ensure_future(b.queue.wait(["first", "second"], timeout_s=8.0))
         await asyncio.sleep(0.03)
         await b.put(queue=queue)
@@ -68,7 +68,7 @@ async def a_task_that_comes_during_the_wait_ends_it(b: Bench) -> None:
 
 @check()
 async def a_cancelled_wait_disturbs_nobody(b: Bench) -> None:
-    assert await b.claim() == []
+    assert await b.claim() == [], "there is something to claim too early"
     waits = [asyncio.ensure_future(b.queue.wait(["q"], timeout_s=8.0)) for _ in range(5)]
     await asyncio.sleep(0.02)
     for wait in waits[:4]:
@@ -123,12 +123,12 @@ async def a_resumed_queue_wakes_another_backend(b: Bench) -> None:
 @check(WAKEUP, Capability.DELAYED, real_time=True)
 async def a_task_that_falls_due_ends_the_wait(b: Bench) -> None:
     await b.put(delay_s=b.span_s)
-    assert await b.claim() == []
+    assert await b.claim() == [], "there is something to claim too early"
     wait = asyncio.ensure_future(b.queue.wait(["q"], timeout_s=8.0))
     await _ends_within(wait, b.span_s + WAKE_S, f"a task with a delay of {b.span_s:g} s")
     while not (claims := await b.claim()):  # a false alarm is allowed
         await b.queue.wait(["q"], timeout_s=b.span_s)
-    assert len(claims) == 1
+    assert len(claims) == 1, f"one task fell due and {len(claims)} were claimed"
 
 
 @check(WAKEUP)

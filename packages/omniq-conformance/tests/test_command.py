@@ -1,0 +1,100 @@
+"""`python -m omniq_conformance`: for people who only have a URL."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from omniq_conformance.catalogue import manifest
+from omniq_conformance.report import (
+    CheckReport,
+    Plugin,
+    Report,
+    SuiteReport,
+    new_report,
+    read_report,
+    verdict_of,
+    write_report,
+)
+from omniq_conformance.table import render_table
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "omniq_conformance", *arguments],
+        cwd=cwd,
+        env=os.environ | {"NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_url_is_held_against_the_suite_and_reported(tmp_path: Path) -> None:
+    report = tmp_path / "reports" / "memory.json"
+    done = command("run", "--url", "memory://", "--report", str(report), "--examples", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is conformant" in done.stdout
+    [suite] = read_report(report).suites
+    assert suite.verdict == "conformant"
+    table = command("table", str(report), cwd=tmp_path)
+    assert "| verdict | **conformant** |" in table.stdout
+    assert "| `FENCED_SETTLE` | yes |" in table.stdout
+    assert "1. everything is lost when the process ends" in table.stdout
+
+
+def test_some_tests_of_a_url_are_incomplete_but_no_failure(tmp_path: Path) -> None:
+    done = command("run", "--url", "memory://x", "-k", "empty_batches", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "is incomplete" in done.stdout
+
+
+def test_a_url_that_means_nothing_is_refused_with_the_registrys_words(tmp_path: Path) -> None:
+    done = command("run", "--url", "memroy://x", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "memory" in done.stderr
+
+
+def test_every_test_is_listed(tmp_path: Path) -> None:
+    done = command("list", cwd=tmp_path)
+    assert len(done.stdout.splitlines()) == len(manifest())
+
+
+# --- verdicts ----------------------------------------------------------------------------------------------------
+
+
+def outcomes(*found: str, level: str = "core") -> list[CheckReport]:
+    return [CheckReport(f"test_{n}", "claim", level, outcome) for n, outcome in enumerate(found)]  # type: ignore[arg-type]
+
+
+def test_the_verdict_is_the_worst_that_the_tests_allow() -> None:
+    assert verdict_of(outcomes("passed")) == "conformant"
+    assert verdict_of(outcomes("passed", "failed", "not run")) == "non-conformant"
+    assert verdict_of(outcomes("passed", "skipped")) == "non-conformant"
+    assert verdict_of(outcomes("passed", "deviation")) == "non-conformant"
+    assert verdict_of(outcomes("passed", "deviation", level="extended")) == "partial"
+    assert verdict_of(outcomes("passed", "deviation", "not run", level="extended")) == "incomplete"
+    assert verdict_of(outcomes("passed", "not run")) == "incomplete"
+    assert verdict_of(outcomes("passed", "unavailable")) == "incomplete"
+
+
+def test_a_report_survives_its_file_and_tables_keep_their_columns(tmp_path: Path) -> None:
+    suite = SuiteReport(
+        "TestX",
+        "partial",
+        {"passed": 1, "deviation": 1},
+        Plugin("x", "omniq-x", "2.0", "XBackend"),
+        server="X | 3",
+        capabilities=["fifo"],
+        absent={"unique": "planned"},
+        tests=outcomes("passed", "deviation", level="extended"),
+    )
+    report: Report = new_report("pytest -q", [suite])
+    write_report(report, tmp_path / "x.json")
+    assert read_report(tmp_path / "x.json") == report
+    table = render_table([report, report]).splitlines()
+    assert {line.count("|") for line in table if line.startswith("|")} == {4}
+    assert "| tests passed | 1 of 2, 1 known deviations | 1 of 2, 1 known deviations |" in table
+    assert "| `UNIQUE` | no (1) | no (1) |" in table
