@@ -25,8 +25,10 @@ TEST_REQUIREMENTS = [
     "pytest>=8.3",
     "pytest-timeout>=2.3",  # a hanging test fails with a stack
     "hypothesis>=6.100",
+    "psutil>=6",  # which child processes are left
     "import-linter>=2.3",  # tests/test_layering.py
     "packaging>=24",  # tests/test_packaging.py
+    "sqlalchemy[asyncio]>=2.0",  # omniq-postgres: tasks that are enqueued within its transactions
 ]
 LINT_REQUIREMENTS = ["ruff>=0.12", "import-linter>=2.3"]
 # pyright is a Node program: with [nodejs] its runtime is a wheel as well, and nothing is downloaded at run time.

@@ -128,8 +128,9 @@ def test_three_workers_run_5000_tasks_exactly_once_each(config: dict[str, Any]) 
 
     async def run() -> None:
         async with facade(config) as oq:
-            ids = await enqueue_effects(oq, 5000)
-            with Crew(config, 3):
+            with Crew(config, 3) as crew:
+                await asyncio.to_thread(crew.until_ready)
+                ids = await enqueue_effects(oq, 5000)
                 results = await oq.get_results(ids, timeout=120)
         assert [result and result.result for result in results] == [2 * number for number in range(5000)]
         assert len({result and result.worker_id for result in results}) == 3

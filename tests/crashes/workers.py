@@ -96,6 +96,7 @@ class Crew:
         self._lock = threading.Lock()
         self.deaths = 0
         self._current: dict[int, WorkerProcess] = {}
+        self._all_started = threading.Event()
         self._threads = [
             threading.Thread(target=self._keep, args=(place,), daemon=True) for place in range(size)
         ]
@@ -106,10 +107,18 @@ class Crew:
                 if self._dismissed:
                     return
                 worker = self._current[place] = WorkerProcess(self._config)
+                if len(self._current) == self._size:
+                    self._all_started.set()
             code = worker.wait()
             worker.end()
             with self._lock:
                 self.deaths += code == -signal.SIGKILL and not self._dismissed
+
+    def until_ready(self) -> None:
+        """Waits until each of its first members is about to take its first task."""
+        self._all_started.wait()
+        for worker in self.members():
+            worker.wait_for("ready")
 
     def members(self) -> list[WorkerProcess]:
         """Who works now."""

@@ -132,7 +132,8 @@ class Queue(Protocol):
 
         The verbs: ``SUCCEED``, ``DEAD``, ``CANCEL`` make the task final and free its unique key. ``RETRY`` and
         ``RELEASE`` make it pending, due after ``delay_s`` (0: now, in its old place, before what was enqueued later);
-        ``RELEASE`` takes one off ``attempt``. ``reason``, ``error`` replace what the task had. ``crashed`` adds one to ``crashes``.
+        ``RELEASE`` takes one off ``attempt``. ``reason``, ``error`` replace what the task had. ``crashed`` adds one to
+        ``crashes``.
         A final verb does not look at a request to cancel: the owner decides. ``RETRY`` and ``RELEASE`` of a task whose
         cancellation was requested make it ``CANCELLED`` instead (a ``RELEASE`` still gives its attempt back).
 
@@ -170,9 +171,8 @@ class Queue(Protocol):
 
         True: claim now. Something was enqueued, released, reaped, resumed or fell due, here or in another process;
         false alarms are allowed, and so is waking only one of several that wait. False: nothing was noticed.
-        A wake-up may get lost: callers claim after a time-out as
-        well. Something that was enqueued between an empty ``claim`` and the following ``wait`` of the same caller must
-        wake it (or be covered by a poll within ``limits.poll_interval_s``).
+        A wake-up may get lost: callers claim after a time-out as well.
+        Something that was enqueued between an empty ``claim`` and the following ``wait`` of the same caller must wake it (or be covered by a poll within ``limits.poll_interval_s``).
 
         The default sleeps ``limits.poll_interval_s`` and answers True; declare ``WAKEUP`` where it is better.
         """

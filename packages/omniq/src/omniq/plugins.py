@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
-
-import pluggy
+from typing import TYPE_CHECKING, Any
 
 from omniq_core import Registry
-from omniq_core.hooks import PROJECT, HookSpecs
+
+if TYPE_CHECKING:
+    import pluggy
 
 __all__ = ["Hooks", "hooks"]
 
@@ -95,6 +95,10 @@ class Hooks:
 
     def _loaded(self) -> pluggy.PluginManager:
         if self._manager is None:
+            import pluggy  # not before the first hook is asked for: most programs have no plugins
+
+            from omniq_core.hooks import PROJECT, HookSpecs
+
             manager = pluggy.PluginManager(PROJECT)
             manager.add_hookspecs(HookSpecs)
             if self._discover:

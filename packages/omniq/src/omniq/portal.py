@@ -16,7 +16,6 @@ gracefully, stores are closed, and then the portal's thread ends.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import logging
 import os
@@ -36,33 +35,50 @@ EXIT_GRACE_S = 30.0
 
 
 class _Call(Generic[T]):
-    """One coroutine on its way through the portal's loop."""
+    """One coroutine on its way through the portal's loop.
+
+    The caller waits at a bare lock. An interrupt can strike between any two steps of Python code, and inside a
+    ``concurrent.futures.Future`` it can leave the lock taken that the loop's thread needs as well; acquiring a bare lock is
+    one step, which has happened or has not.
+    """
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self.future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._coroutine = coroutine
         self._task: asyncio.Task[T] | None = None
         self._is_cancelled = False
+        self._turnstile = threading.Lock()
+        self._turnstile.acquire()
+        self.is_done = False
+
+    # --- on the loop's thread -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         if self._is_cancelled:
             self._coroutine.close()
+            self._end()
             return
         self._task = asyncio.ensure_future(self._coroutine)
-        self._task.add_done_callback(self._finish)
+        self._task.add_done_callback(lambda _: self._end())
 
     def cancel(self) -> None:
         self._is_cancelled = True
         if self._task is not None:
             self._task.cancel()
 
-    def _finish(self, task: asyncio.Task[T]) -> None:
-        if task.cancelled():
-            self.future.set_exception(concurrent.futures.CancelledError())
-        elif (error := task.exception()) is not None:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(task.result())
+    def _end(self) -> None:
+        self.is_done = True
+        self._turnstile.release()
+
+    # --- on the caller's ----------------------------------------------------------------------------------------
+
+    def wait(self, timeout_s: float = -1) -> None:
+        """Waits for the end; without a time-out for ever."""
+        self._turnstile.acquire(timeout=timeout_s)
+
+    def result(self) -> T:
+        """What the coroutine returned or raised."""
+        assert self._task is not None
+        return self._task.result()
 
 
 class Portal:
@@ -113,20 +129,18 @@ class Portal:
                 "a blocking method of OmniQ was called on OmniQ's own event loop, which would wait for itself for ever; "
                 "use AsyncOmniQ there, or call it from another thread"
             )
-        call: _Call[T] | None = None
+        call = _Call(coroutine)
         try:
-            call = _Call(coroutine)
             self.loop.call_soon_threadsafe(call.start)
-            return call.future.result()
+            call.wait()
         except BaseException:
-            # An interrupt may come at any point of the above. (What the coroutine itself raised comes this way as well.)
-            if call is not None and not call.future.done():
-                if self.loop.is_closed():
-                    coroutine.close()
-                else:
-                    self.loop.call_soon_threadsafe(call.cancel)
-                    concurrent.futures.wait([call.future], timeout=CANCEL_GRACE_S)
+            if self.loop.is_closed():
+                coroutine.close()
+            elif not call.is_done:
+                self.loop.call_soon_threadsafe(call.cancel)
+                call.wait(CANCEL_GRACE_S)
             raise
+        return call.result()
 
     def close(self) -> None:
         """Ends the thread; what still runs on the loop is cancelled. Idempotent; not for the portal's own thread."""

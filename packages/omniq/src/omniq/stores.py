@@ -8,6 +8,7 @@ sync face's, a worker in a thread, the lease keeper) gets a twin of its own: the
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +35,7 @@ __all__ = ["OpenStores", "Stores", "acquire", "close_all", "explain", "release",
 
 # --- which backend -----------------------------------------------------------------------------------------------
 
-_resolved: weakref.WeakValueDictionary[tuple[str, str, str], Backend] = weakref.WeakValueDictionary()
+_resolved: weakref.WeakValueDictionary[tuple[str, str, str, str], Backend] = weakref.WeakValueDictionary()
 
 
 def resolve_backend(which: Backend | str, settings: Mapping[str, Any] | None = None) -> Backend:
@@ -72,8 +73,16 @@ def resolve_backend(which: Backend | str, settings: Mapping[str, Any] | None = N
         backend = cls.from_env(**settings)
     if backend.options.is_private:
         return backend
-    key = (cls.__module__, cls.__qualname__, repr(_revealed(backend)))
+    # The working directory is part of what a relative path means.
+    key = (cls.__module__, cls.__qualname__, repr(_revealed(backend)), _working_directory())
     return _resolved.setdefault(key, backend)
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return ""
 
 
 def _revealed(backend: Backend) -> list[tuple[str, object]]:

@@ -131,7 +131,11 @@ class TaskDefinition(Generic[P, R]):
         if self.signature is None:
             return
         # ``Signature.bind`` is most of what it costs to make a record; this is what nearly all calls look like.
-        if not kwargs and self._positional is not None and self._positional[0] <= len(args) <= self._positional[1]:
+        if (
+            not kwargs
+            and self._positional is not None
+            and self._positional[0] <= len(args) <= self._positional[1]
+        ):
             return
         try:
             self.signature.bind(*args, **kwargs)

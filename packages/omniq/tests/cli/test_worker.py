@@ -14,7 +14,7 @@ import pytest
 
 from omniq import OmniQ
 
-TASKS = '''
+TASKS = """
 import os, pathlib, time
 from omniq import OmniQ
 
@@ -40,7 +40,7 @@ async def endless() -> None:
     import asyncio
     print("started", flush=True)
     await asyncio.Event().wait()
-'''
+"""
 
 
 class Process:
@@ -101,7 +101,7 @@ def oq(folder: Path) -> Iterator[OmniQ]:
 
 
 def test_a_burst_runs_what_is_due_and_exits(folder: Path, oq: OmniQ) -> None:
-    done, failed = oq.enqueue("shop:pid"), oq.enqueue("shop:boom")
+    done, failed = oq.enqueue("shop:pid"), oq.enqueue("shop:boom", max_retries=0)
     worker = Process(folder, "shop:oq", "--burst", "-n", "burster")
     assert worker.end() == 0
     result, failure = oq.get_result(done, timeout=0), oq.get_result(failed, timeout=0)

@@ -21,7 +21,10 @@ def test_a_class_is_the_component_on_that_backend(tmp_path: Path) -> None:
     assert isinstance(queue, TaskQueue)
     assert queue.backend.config["project_name"] == "shop"
     assert queue.get_queue_names() == ["high", "low"]
-    assert repr(queue) == f"<SQLiteTaskQueue on <SQLiteBackend sqlite:///{tmp_path}/shop.db>, queues=['high', 'low']>"
+    assert (
+        repr(queue)
+        == f"<SQLiteTaskQueue on <SQLiteBackend sqlite:///{tmp_path}/shop.db>, queues=['high', 'low']>"
+    )
     results = SQLiteResultStorage(project_name="shop", base_dir=tmp_path)
     assert results.backend is queue.backend  # the same settings, so the same opened file
     assert SQLiteResultStorage(db_path=str(tmp_path / "other.db")).backend is not queue.backend
@@ -47,7 +50,9 @@ def test_a_class_has_the_same_methods_whatever_backend_it_is_on() -> None:
 
 
 def test_short_names_and_other_homes_give_the_very_same_class() -> None:
-    queue, results, storage = (importlib.import_module(f"omniq.{name}") for name in ("queue", "results", "storage"))
+    queue, results, storage = (
+        importlib.import_module(f"omniq.{name}") for name in ("queue", "results", "storage")
+    )
     assert queue.SQLiteQueue is queue.SQLiteTaskQueue
     assert results.SQLiteResultStore is results.SQLiteResultStorage is storage.SQLiteResultStorage
     assert storage.SQLiteEventStorage is SQLiteEventStorage
@@ -70,13 +75,22 @@ def test_a_class_of_a_backend_that_is_not_installed_says_what_to_install(
     module: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BACKENDS, "_found", {})
-    with pytest.raises(ImportError, match=rf"cannot import '{name}' .*no backend named 'nats'.*omniq\[nats\]"):
+    with pytest.raises(
+        ImportError, match=rf"cannot import '{name}' .*no backend named 'nats'.*omniq\[nats\]"
+    ):
         getattr(importlib.import_module(module), name)
 
 
 @pytest.mark.parametrize("name", ["UnheardOfTaskQueue", "Nonsense", "TaskQueues", "_private"])
 def test_any_other_name_is_simply_absent(name: str) -> None:
-    for module in ("omniq.queue", "omniq.results", "omniq.events", "omniq.storage", "omniq.backend", "omniq.models"):
+    for module in (
+        "omniq.queue",
+        "omniq.results",
+        "omniq.events",
+        "omniq.storage",
+        "omniq.backend",
+        "omniq.models",
+    ):
         assert not hasattr(importlib.import_module(module), name)
 
 
@@ -97,17 +111,21 @@ def test_a_strangers_backend_has_its_classes_too() -> None:
 def test_a_broken_backend_gives_its_own_error_and_only_to_who_asks_for_it() -> None:
     BACKENDS.register("wreck", int)  # type: ignore[arg-type]
     try:
-        with pytest.raises(BrokenPlugin, match="'wreck' of this program must be a subclass of omniq_core.Backend"):
-            importlib.import_module("omniq.queue").WreckTaskQueue  # noqa: B018
+        with pytest.raises(
+            BrokenPlugin, match=r"'wreck' of this program must be a subclass of omniq_core.Backend"
+        ):
+            importlib.import_module("omniq.queue").WreckTaskQueue
         assert MemoryTaskQueue().backend
     finally:
         BACKENDS.unregister("wreck")
 
 
 def test_a_misspelt_setting_is_refused_with_its_name() -> None:
-    with pytest.raises(OptionError, match="sqlite: unknown option 'db_pth'.*did you mean 'db_path'"):
+    with pytest.raises(OptionError, match=r"sqlite: unknown option 'db_pth'.*did you mean 'db_path'"):
         SQLiteTaskQueue(db_pth="x.db")
-    with pytest.raises(TypeError, match=r"queues must be a list of names, got the text 'high'; write \['high'\]"):
+    with pytest.raises(
+        TypeError, match=r"queues must be a list of names, got the text 'high'; write \['high'\]"
+    ):
         SQLiteTaskQueue(queues="high")
     with pytest.raises(ValueError, match="queues must not repeat a name"):
         MemoryTaskQueue(queues=["a", "a"])
@@ -121,7 +139,9 @@ def test_a_config_object_is_checked_when_it_is_made(tmp_path: Path) -> None:
     assert queue.get_queue_names() == ["a"]
     assert queue.backend.config["base_dir"] == str(tmp_path)
     assert SQLiteResultStorage.from_config(SQLiteResultStorageConfig(base_dir=str(tmp_path))).backend
-    with pytest.raises(ValueError, match=r"SQLiteTaskQueueConfig: option 'queues' must be list\[str\], got 3"):
+    with pytest.raises(
+        ValueError, match=r"SQLiteTaskQueueConfig: option 'queues' must be list\[str\], got 3"
+    ):
         SQLiteTaskQueueConfig(queues=3)
     with pytest.raises(TypeError, match="quues"):
         SQLiteTaskQueueConfig(quues=["a"])

@@ -165,9 +165,18 @@ def test_one_backend_for_everything_may_be_a_name_a_url_or_a_mapping() -> None:
     [
         ({"task_queu": {}}, "unknown key 'task_queu' in the configuration; did you mean 'task_queue'"),
         ({"task_queue": {"config": {}}}, "task_queue in the configuration needs a 'type'"),
-        ({"task_queue": {"type": "sqlite", "base_dir": "x"}}, "unknown key 'base_dir' in task_queue .*go under 'config'"),
-        ({"task_queue": {"type": "sqlite", "config": {"base_dri": "x"}}}, "unknown option 'base_dri'.*'base_dir'"),
-        ({"task_queue": {"type": "sqlite", "config": 3}}, "config of task_queue in the configuration must be a mapping"),
+        (
+            {"task_queue": {"type": "sqlite", "base_dir": "x"}},
+            "unknown key 'base_dir' in task_queue .*go under 'config'",
+        ),
+        (
+            {"task_queue": {"type": "sqlite", "config": {"base_dri": "x"}}},
+            "unknown option 'base_dri'.*'base_dir'",
+        ),
+        (
+            {"task_queue": {"type": "sqlite", "config": 3}},
+            "config of task_queue in the configuration must be a mapping",
+        ),
         ({"backend": "memory", "queues": "high"}, "Expected `array"),
         ({"backend": "memory", "events": "no"}, "Expected `bool"),
         ({"tasks": {"retries": 3}}, "did you mean 'max_retries'"),
@@ -203,7 +212,10 @@ def test_variables_win_over_a_mapping_and_keywords_over_both(monkeypatch: pytest
     monkeypatch.setenv("OMNIQ_RETRY_ATTEMPTS", "1")
     oq = OmniQ.from_dict(MAPPING)
     assert (oq.project_name, oq.backend.name) == ("from-env", "memory")
-    assert oq.task_queue.get_queue_names() == ["high", "low"]  # another type's settings do not apply; its queues do
+    assert oq.task_queue.get_queue_names() == [
+        "high",
+        "low",
+    ]  # another type's settings do not apply; its queues do
     assert oq.task_queue.aio.defaults.retry.max_retries == 1
     assert OmniQ.from_dict(MAPPING, project_name="by keyword").project_name == "by keyword"
     assert OmniQ("sqlite:///x.db").backend.name == "sqlite"

@@ -233,6 +233,12 @@ async def test_a_run_that_takes_too_long_is_killed(
     assert (task.state, task.crashes, task.reason) == (TaskState.DEAD, 0, "it ran longer than 2 s")
 
 
+async def test_the_time_that_a_child_takes_to_start_is_not_the_tasks(lab: Any, functions: Any) -> None:
+    task_id = await lab.enqueue(functions.add, 1, 2, timeout_s=0.05, retry=RetryPolicy(max_retries=0))
+    await pool(lab, max_workers=1).run(burst=True)
+    assert (await lab.result(task_id)).error is None
+
+
 async def test_a_running_task_that_is_cancelled_is_killed_with_all_that_it_started(
     lab: Any, functions: Any, tmp_path: Path
 ) -> None:

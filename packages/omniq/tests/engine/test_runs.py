@@ -7,6 +7,7 @@ import contextvars
 import sys
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -175,6 +176,34 @@ async def test_a_thread_that_takes_too_long_is_left_to_itself_and_another_takes_
     assert await lab.value(other)
     assert seen.wait(10), "it was asked to stop"
     go.set()
+
+
+async def test_the_time_outs_of_runs_that_have_ended_are_forgotten(lab: Any) -> None:
+    async def quick() -> None:
+        await asyncio.sleep(0)
+
+    definition = lab.define(quick, timeout_s=3600)
+    await lab.backend.open()
+    await lab.backend.queue().enqueue([definition.record(f"t{x}", (), {}) for x in range(3000)])
+    engine = lab.engine()
+    async with lab.running(engine):
+        await lab.eventually(lambda: lab.is_idle(engine))
+        assert len(engine._parts.slots._watchdog._heap) <= 1001
+
+
+async def test_a_slot_that_rests_keeps_nothing_of_its_last_run_alive(lab: Any) -> None:
+    class Large:
+        pass
+
+    seen: list[weakref.ref[Large]] = []
+
+    async def func() -> None:
+        large = Large()
+        seen.append(weakref.ref(large))
+
+    async with lab.running(lab.engine()):
+        await lab.until(await lab.enqueue(func, store_result=False))
+        await lab.eventually(lambda: seen[0]() is None)
 
 
 @pytest.mark.parametrize("worker_type", KINDS)

@@ -93,7 +93,7 @@ async def test_a_server_that_is_down_is_not_asked_in_a_busy_loop_and_is_found_ag
 async def test_a_call_that_is_never_answered_is_given_up_and_repeated(
     lab: Any, faulty: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("omniq.engine.worker.CALL_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("omniq.engine.parts.CALL_TIMEOUT_S", 0.1)
     lab.backend = lab.results = faulty()
 
     async def func() -> str:

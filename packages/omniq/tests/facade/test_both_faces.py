@@ -42,7 +42,14 @@ def public(cls: type) -> dict[str, inspect.Signature | None]:
 
 
 INSIDE = {
-    AsyncOmniQ: {"client", "close_stores", "make_worker_of", "open_stores", "prepare_worker", "starts_worker"},
+    AsyncOmniQ: {
+        "client",
+        "close_stores",
+        "make_worker_of",
+        "open_stores",
+        "prepare_worker",
+        "starts_worker",
+    },
     # What the faces and the client use of one another.
     AsyncTaskQueue: {"definition", "record", "records", "send_records"},
     AsyncResultStore: {"look_again"},
@@ -72,9 +79,11 @@ def test_both_faces_have_the_same_methods_with_the_same_parameters(asynchronous:
         if signature is not None and other is not None and "task" not in name:
             parameters = [(p.name, p.kind, p.default) for p in signature.parameters.values()]
             assert parameters == [(p.name, p.kind, p.default) for p in other.parameters.values()], name
-    assert list(inspect.signature(asynchronous.__init__).parameters) == list(
-        inspect.signature(sync.__init__).parameters
-    ) or asynchronous is AsyncTaskHandle
+    assert (
+        list(inspect.signature(asynchronous.__init__).parameters)
+        == list(inspect.signature(sync.__init__).parameters)
+        or asynchronous is AsyncTaskHandle
+    )
 
 
 def test_a_value_comes_back_through_the_sync_face() -> None:
@@ -188,7 +197,7 @@ def test_a_handle_raises_the_tasks_own_error_or_timeout_error() -> None:
         raise Odd("strange")
 
     handle, other = divide.enqueue(1), odd.enqueue()
-    with pytest.raises(TimeoutError, match="has not ended within 0.01 s"):
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.01 s"):
         handle.result(timeout=0.01)
     with oq:
         oq.start_worker()
@@ -202,7 +211,9 @@ def test_a_handle_raises_the_tasks_own_error_or_timeout_error() -> None:
 def test_wrong_arguments_fail_where_they_are_enqueued() -> None:
     oq = OmniQ("memory://")
     task = oq.task(double)
-    with pytest.raises(ArgumentError, match=r"double\(number: 'int'\) -> 'int' cannot be called so: .*test_both_faces.py:\d+"):
+    with pytest.raises(
+        ArgumentError, match=r"double\(number: 'int'\) -> 'int' cannot be called so: .*test_both_faces.py:\d+"
+    ):
         task.enqueue(1, 2)  # type: ignore[call-arg]
     with pytest.raises(ArgumentError):
         oq.enqueue(double)
@@ -214,12 +225,19 @@ def test_a_cancelled_task_ends_the_waiting_for_it() -> None:
     oq = OmniQ("memory://")
     task = oq.task(double)
     handle = task.with_options(run_in=3600).enqueue(1)
-    waiting = threading.Thread(target=lambda: caught.append(pytest.raises(TaskCancelled, handle.result)))
-    caught: list[object] = []
+    caught: list[str] = []
+
+    def wait() -> None:
+        try:
+            handle.result()
+        except TaskCancelled as error:
+            caught.append(error.task_id)
+
+    waiting = threading.Thread(target=wait)
     waiting.start()
     assert handle.cancel()
     waiting.join(30)
-    assert len(caught) == 1
+    assert caught == [handle.id]
     assert not handle.cancel()  # it has ended
     assert oq.requeue(handle.id)
     assert handle.status() == "pending"

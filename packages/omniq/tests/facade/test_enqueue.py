@@ -151,7 +151,9 @@ def test_times_are_durations_or_moments_and_a_naive_moment_is_utc() -> None:
     oq.close()
 
 
-def test_a_calls_parameters_win_over_the_tasks_and_those_over_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_calls_parameters_win_over_the_tasks_and_those_over_the_defaults(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("OMNIQ_RETRY_ATTEMPTS", "7")
     monkeypatch.setenv("OMNIQ_TASK_TIMEOUT", "5")
     oq = OmniQ("memory://")
@@ -207,7 +209,13 @@ def test_headers_travel_along(oq: OmniQ) -> None:
 
 def test_many_calls_in_every_form(oq: OmniQ) -> None:
     ids = oq.enqueue_many(
-        [join, (join, [1]), (join, [1], {"end": "!"}), (join, {"end": "?"}), {"func": join, "func_args": [2], "task_id": "x"}],
+        [
+            join,
+            (join, [1]),
+            (join, [1], {"end": "!"}),
+            (join, {"end": "?"}),
+            {"func": join, "func_args": [2], "task_id": "x"},
+        ],
         queue_name="bulk",
     )
     assert [arguments_of(oq, task_id) for task_id in ids] == [
@@ -227,7 +235,9 @@ def test_one_wrong_call_of_many_sends_nothing(oq: OmniQ) -> None:
 def test_a_registered_task_may_be_named(oq: OmniQ) -> None:
     oq.task(name="mail")(join)
     assert oq.enqueue("mail", "x")
-    with pytest.raises(LookupError, match="no task named 'mial' is registered in this program; did you mean 'mail'"):
+    with pytest.raises(
+        LookupError, match="no task named 'mial' is registered in this program; did you mean 'mail'"
+    ):
         oq.enqueue("mial")
 
 
@@ -285,7 +295,9 @@ def test_many_tasks_are_cut_into_batches_that_the_backend_takes(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["not stored", "stored, and the reply lost"])
-def test_a_lost_call_is_repeated_and_stores_the_task_once(monkeypatch: pytest.MonkeyPatch, after: bool) -> None:
+def test_a_lost_call_is_repeated_and_stores_the_task_once(
+    monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
     recorder = Recorder(monkeypatch, failures=2, after=after)
     with OmniQ(backend=recorder.backend) as oq:
         handle = oq.task(join).enqueue("x")
@@ -298,7 +310,10 @@ def test_a_lost_call_is_repeated_and_stores_the_task_once(monkeypatch: pytest.Mo
 def test_a_store_that_stays_away_is_reported_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omniq.door.FIRST_PAUSE_S", 0.001)
     recorder = Recorder(monkeypatch, failures=100)
-    with OmniQ(backend=recorder.backend) as oq, pytest.raises(BackendError, match="cannot enqueue on <MemoryBackend"):
+    with (
+        OmniQ(backend=recorder.backend) as oq,
+        pytest.raises(BackendError, match="cannot enqueue on <MemoryBackend"),
+    ):
         oq.enqueue(join)
     assert len(recorder.calls) == 5
 
@@ -309,7 +324,8 @@ def test_what_the_backend_cannot_do_is_refused_by_name() -> None:
     async def main() -> None:
         await backend.open()
         backend.capabilities = frozenset(
-            set(backend.capabilities) - {Capability.PRIORITY, Capability.DELAYED, Capability.EXPIRY, Capability.UNIQUE}
+            set(backend.capabilities)
+            - {Capability.PRIORITY, Capability.DELAYED, Capability.EXPIRY, Capability.UNIQUE}
         )
         async with AsyncOmniQ(backend=backend) as oq:
             for keywords, name in (

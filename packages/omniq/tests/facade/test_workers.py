@@ -56,7 +56,10 @@ def test_a_worker_of_sync_components_has_a_thread_of_its_own_and_runs_both_kinds
 def test_a_worker_of_async_components_runs_on_the_callers_loop(kind: type[Worker]) -> None:
     async def main() -> None:
         backend = MemoryBackend()
-        async with AsyncTaskQueue.from_backend(backend) as queue, AsyncResultStore.from_backend(backend) as results:
+        async with (
+            AsyncTaskQueue.from_backend(backend) as queue,
+            AsyncResultStore.from_backend(backend) as results,
+        ):
             worker = kind(queue, results)
             await worker.start()
             await worker.start()
@@ -82,9 +85,10 @@ def test_start_and_stop_act_at_once_even_if_nobody_awaits_them() -> None:
         worker.start()  # type: ignore[unused-awaitable]
         assert worker.is_running
         assert await worker.get_result(await queue.enqueue(where))
-        worker.stop()  # type: ignore[unused-awaitable]
-        while worker.is_running:
-            await asyncio.sleep(0)
+        stopping = worker.stop()
+        await worker.stop()
+        assert not worker.is_running
+        await stopping
         await queue.close()
 
     asyncio.run(main())
@@ -108,7 +112,10 @@ def test_a_worker_that_cannot_work_says_so_where_it_is_started(face: type[Any]) 
     if face is AsyncOmniQ:
         asyncio.run(main())
         return
-    with OmniQ(backend=backend, worker_config={"lease": 0.01}) as oq, pytest.raises(ValueError, match="lease_s must be"):
+    with (
+        OmniQ(backend=backend, worker_config={"lease": 0.01}) as oq,
+        pytest.raises(ValueError, match="lease_s must be"),
+    ):
         oq.start_worker()
     assert not oq.worker or not oq.worker.is_running
 
@@ -181,13 +188,19 @@ def test_worker_types_go_by_their_old_names_too() -> None:
     ("settings", "error", "message"),
     [
         ({"worker_type": "tread_pool"}, UnknownPlugin, "Did you mean 'thread_pool'"),
-        ({"worker_config": {"max_worker": 3}}, OptionError, "no parameter 'max_worker'; did you mean 'max_workers'"),
+        (
+            {"worker_config": {"max_worker": 3}},
+            OptionError,
+            "no parameter 'max_worker'; did you mean 'max_workers'",
+        ),
         ({"worker_config": {"max_workers": 0}}, OptionError, "max_workers must be at least 1"),
         ({"worker_config": {"max_workers": "4"}}, OptionError, "max_workers must be a whole number"),
         ({"worker_config": {"lease": -1}}, OptionError, "lease_s must be more than 0"),
     ],
 )
-def test_a_wrong_worker_setting_is_named(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_a_wrong_worker_setting_is_named(
+    settings: dict[str, Any], error: type[Exception], message: str
+) -> None:
     oq = OmniQ("memory://", **settings)
     with pytest.raises(error, match=message):
         oq.make_worker()
@@ -195,10 +208,18 @@ def test_a_wrong_worker_setting_is_named(settings: dict[str, Any], error: type[E
 
 def test_the_number_of_workers_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     queue = TaskQueue.from_backend("memory")
-    assert [kind(queue).max_workers for kind in (AsyncWorker, ThreadPoolWorker, ProcessPoolWorker)] == [10, 4, 2]
+    assert [kind(queue).max_workers for kind in (AsyncWorker, ThreadPoolWorker, ProcessPoolWorker)] == [
+        10,
+        4,
+        2,
+    ]
     monkeypatch.setenv("OMNIQ_MAX_WORKERS", "7")
     monkeypatch.setenv("OMNIQ_PROCESS_WORKERS", "3")
-    assert [kind(queue).max_workers for kind in (AsyncWorker, ThreadPoolWorker, ProcessPoolWorker)] == [7, 7, 3]
+    assert [kind(queue).max_workers for kind in (AsyncWorker, ThreadPoolWorker, ProcessPoolWorker)] == [
+        7,
+        7,
+        3,
+    ]
     assert AsyncWorker(queue, max_workers=1).max_workers == 1
     monkeypatch.setenv("OMNIQ_MAX_WORKERS", "many")
     with pytest.raises(OptionError, match="OMNIQ_MAX_WORKERS must be a whole number, got 'many'"):

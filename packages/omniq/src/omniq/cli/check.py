@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -92,8 +93,8 @@ def _check_plugins(wants_json: bool) -> int:
     return 0 if all(row["ok"] for row in rows) else FAILED
 
 
-def _registries() -> list[tuple[str, Registry[object]]]:
-    hook_plugins: Registry[object] = Registry("omniq.plugins", "plugin")
+def _registries() -> list[tuple[str, Registry[Any]]]:
+    hook_plugins: Registry[Any] = Registry("omniq.plugins", "plugin")
     return [
         ("backend", BACKENDS),
         ("worker type", WORKERS),

@@ -12,7 +12,7 @@ import click
 
 from omniq.cli.application import find_application
 from omniq.cli.durations import DURATION
-from omniq.cli.failure import FAILED, USAGE, Failed
+from omniq.cli.failure import USAGE, Failed
 from omniq_core import MissingCapability, WorkerReport
 
 if TYPE_CHECKING:
@@ -90,40 +90,38 @@ def worker(
     omniq worker shop.tasks:oq --type process_pool --burst
     """
     # Before the program is imported: without a handler, process 1 of a container ignores SIGTERM, however long that takes.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
-    if log_level.upper() == "DISABLED":
-        logging.disable(logging.CRITICAL)
-    else:
-        logging.basicConfig(
-            level=log_level.upper(),
-            format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-            stream=sys.stderr,
-        )
-    program = find_application(app)
-    config: dict[str, Any] = {
-        "name": name,
-        "shutdown_timeout": shutdown_timeout,
-        "lease": lease,
-        "queues": [part.strip() for item in queues for part in item.split(",") if part.strip()] or None,
-    }
-    made = program.make_worker(
-        worker_type, concurrency, {key: value for key, value in config.items() if value is not None}
-    )
-    _banner(app, program, made)
+    former = {number: signal.signal(number, _leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        _set_up_logging(log_level.upper())
+        program = find_application(app)
+        config: dict[str, Any] = {
+            "name": name,
+            "shutdown_timeout": shutdown_timeout,
+            "lease": lease,
+            "queues": [part.strip() for item in queues for part in item.split(",") if part.strip()] or None,
+        }
+        made = program.make_worker(
+            worker_type, concurrency, {key: value for key, value in config.items() if value is not None}
+        )
+        _banner(app, program, made)
         report = _run(made, burst)
     except (MissingCapability, ValueError) as error:
         raise Failed(str(error), USAGE) from error
-    except Exception as error:
-        from omniq_core import OmniQError
-
-        if isinstance(error, OmniQError):
-            raise
-        logging.getLogger("omniq").exception("the worker has failed")
-        raise Failed(f"the worker has failed: {type(error).__name__}: {error}", FAILED) from error
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
     _farewell(report)
     return 0
+
+
+def _set_up_logging(level: str) -> None:
+    if level == "DISABLED":
+        logging.disable(logging.CRITICAL)
+        return
+    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", stream=sys.stderr)
+    # DEBUG means ours: client libraries tell more than anybody wants to read.
+    logging.getLogger().setLevel("INFO" if level == "DEBUG" else level)
+    logging.getLogger("omniq").setLevel(level)
 
 
 def _leave(number: int, frame: object) -> None:

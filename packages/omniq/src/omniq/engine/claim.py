@@ -106,6 +106,7 @@ class Claimer:
         """The one suspect that is held."""
         self._claim_id: str | None = None
         self._claim_sent_at = 0.0
+        self._burst = False
         self._closing = False
         self._found_nothing = False
         self.low_water = 0
@@ -115,11 +116,6 @@ class Claimer:
         self._changed = asyncio.Event()
         """Set by what makes another look worthwhile although the store had nothing, such as a new queue; cleared before
         the look. (A slot that becomes free changes nothing about that.)"""
-
-    @property
-    def found_nothing(self) -> bool:
-        """Whether the last claim came back empty."""
-        return self._found_nothing
 
     def is_closed(self) -> bool:
         """Whether :meth:`close` was called."""
@@ -137,9 +133,16 @@ class Claimer:
             self.look_again()
 
     def look_again(self) -> None:
-        """Something may have changed: claim now, if there is room."""
+        """Something has changed: claims now, if there is room."""
         self.rest.poke()
         self._changed.set()
+
+    def progress(self) -> None:
+        """Something was settled: there may be room again, or a burst may be over."""
+        if self.rest.is_on:
+            self.rest.poke()
+        if self._burst and not self._desk.held:
+            self._changed.set()
 
     def close(self) -> None:
         """Claims nothing more. A call under way is let finish: cancelling it would leave its tasks leased to nobody."""
@@ -148,6 +151,7 @@ class Claimer:
 
     async def run(self, *, burst: bool) -> None:
         """Claims until :meth:`close`; with ``burst`` until nothing is due and nothing is held."""
+        self._burst = burst
         quick_misses = 0
         while not self.is_closed():
             await self._refresh_names()
@@ -171,7 +175,7 @@ class Claimer:
             if burst and not self._desk.held:
                 return
             before = self._clock.monotonic()
-            await self._wait_for_work(burst)
+            await self._wait_for_work()
             # A store whose ``wait`` keeps crying wolf must not make this a busy loop.
             quick_misses = quick_misses + 1 if self._clock.monotonic() - before < 0.002 else 0
             if quick_misses > 3:
@@ -308,12 +312,16 @@ class Claimer:
 
     # --- waiting ------------------------------------------------------------------------------------------------
 
-    async def _wait_for_work(self, burst: bool) -> None:
+    async def _wait_for_work(self) -> None:
         """Until there may be something to claim, at the latest after ``poll_s``; ends early when poked."""
         waiting = asyncio.ensure_future(self._queue.wait(self._queues, timeout_s=self._settings.poll_s))
         poked = asyncio.ensure_future(self._changed.wait())
         try:
-            await asyncio.wait([waiting, poked], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                [waiting, poked],
+                timeout=self._settings.poll_s + self._call_timeout_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
         finally:
             pending = [task for task in (waiting, poked) if not task.done()]
             for task in pending:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from omniq.outcome import Ending
 
 if TYPE_CHECKING:
-    from omniq.engine.worker import Parts
+    from omniq.engine.parts import Parts
 
 __all__ = ["Grace", "drain"]
 

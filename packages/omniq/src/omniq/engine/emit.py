@@ -28,6 +28,16 @@ LARGEST_BATCH = 500
 CALL_TIMEOUT_S = 10.0
 
 
+class _Data(msgspec.Struct, omit_defaults=True, gc=False):
+    """What an event says, as :class:`omniq.models.TaskEvent` reads it."""
+
+    attempt: int
+    execution_time: float | None = None
+    error: str | None = None
+    message: str | None = None
+    schedule_id: str | None = None
+
+
 class Emitter:
     """Writes the events of one worker.
 
@@ -44,7 +54,7 @@ class Emitter:
         self._store = store
         self._worker_id = worker_id
         self._clock = clock
-        self._waiting: list[tuple[EventType, Claim | Moved, float, dict[str, Any]]] = []
+        self._waiting: list[tuple[EventType, Claim | Moved, float, _Data, dict[str, Any]]] = []
         self._rest = Rest()
         self._closing = False
         self.is_on = store is not None
@@ -54,21 +64,36 @@ class Emitter:
             self._trouble = Trouble("append events", backend, clock)
             self._largest = min(LARGEST_BATCH, backend.limits.max_batch)
 
-    def note(self, kind: EventType, about: Claim | Moved, at: float | None = None, **data: Any) -> None:
+    def note(
+        self,
+        kind: EventType,
+        about: Claim | Moved,
+        at: float | None = None,
+        execution_time: float | None = None,
+        error: str | None = None,
+        message: str | None = None,
+        schedule_id: str | None = None,
+        **more: Any,
+    ) -> None:
         """Notes that something happened.
 
         Args:
             kind: what.
             about: the task.
             at: when, by the wall clock; now by default.
-            data: more about it; ``None`` values are left out.
+            execution_time: how long its run took, in seconds.
+            error: what went wrong.
+            message: what else there is to say.
+            schedule_id: the schedule that it came from.
+            more: anything else.
         """
         if not self.is_on:
             return
         if len(self._waiting) >= MOST_WAITING:
             self.dropped += 1
             return
-        self._waiting.append((kind, about, self._clock.time() if at is None else at, data))
+        data = _Data(about.attempt, execution_time, error, message, schedule_id)
+        self._waiting.append((kind, about, at or self._clock.time(), data, more))
         if self._rest.is_on:
             self._rest.poke()
 
@@ -100,11 +125,14 @@ class Emitter:
                     self._trouble.worked()
                     break
 
-    def _event(self, kind: EventType, about: Claim | Moved, at: float, data: dict[str, Any]) -> Event:
-        data = {key: value for key, value in data.items() if value is not None}
-        data["attempt"] = about.attempt
+    def _event(
+        self, kind: EventType, about: Claim | Moved, at: float, data: _Data, more: dict[str, Any]
+    ) -> Event:
+        encoded = _encode(data)
+        if more:
+            encoded = encoded[:-1] + b"," + _encode(more)[1:]  # two objects, neither empty, become one
         return Event(
-            new_id(), about.task_id, kind.value, at, about.queue, about.name, self._worker_id, _encode(data)
+            new_id(), about.task_id, kind.value, at, about.queue, about.name, self._worker_id, encoded
         )
 
     async def close(self, running: asyncio.Task[None], within_s: float) -> None:

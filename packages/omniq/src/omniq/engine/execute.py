@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 from omniq.codec import Envelope, decode_arguments, decode_call
@@ -26,6 +27,7 @@ from omniq.engine.emit import Emitter
 from omniq.engine.ending import Endings
 from omniq.engine.held import Desk, Held, Slot
 from omniq.engine.settle import Settler
+from omniq.engine.turn import Turn, calm
 from omniq.engine.watchdog import Watchdog
 from omniq.middleware import Middleware, surround
 from omniq.models import EventType
@@ -39,8 +41,6 @@ __all__ = ["Slots"]
 
 log = logging.getLogger("omniq.worker")
 
-TURN_S = 0.001
-"""How long the slots may go on before the event loop gets its turn."""
 STUBBORN_S = 5.0
 """A run that has not ended so long after it was cancelled is named in the log, and cancelled once more."""
 
@@ -84,6 +84,7 @@ class Slots:
         self._settler = settler
         self._emitter = emitter
         self._surrounded = surround(middleware, runner.run) if middleware else None
+        self._calls_wait = getattr(runner, "calls_wait", False)
         self._runs_here = not middleware and getattr(runner, "runs_coroutines_here", False)
         self._worker_id = worker_id
         self._monotonic, self._wall = clock.monotonic, clock.time
@@ -95,9 +96,9 @@ class Slots:
         self._loop = asyncio.get_running_loop()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._slots: list[Slot] = []
+        self._unknown_names: set[str] = set()
         self._closing = False
-        self._turn_ends_at = 0.0
-        self._turn_is_over = False
+        self._turn = Turn()
 
     # --- the slots as a whole -----------------------------------------------------------------------------------
 
@@ -181,24 +182,31 @@ class Slots:
     # --- one slot -----------------------------------------------------------------------------------------------
 
     async def _work(self, slot: Slot, claimer: Claimer) -> None:
-        """Takes and runs, one after the other. The path of an async function that runs here and succeeds is inlined:
-        it is what most workers spend their time on."""
+        """One slot, until :meth:`close`."""
+        task = slot.task
+        assert task is not None
+        while True:
+            if self._desk.ready:
+                # A call of its own, so that what it ran last is not kept alive while the slot rests.
+                await self._run_ready(slot, task, claimer)
+            elif self.is_closed():
+                return
+            else:
+                if claimer.rest.is_on:
+                    claimer.rest.poke()
+                await self._until_ready(task)
+
+    async def _run_ready(self, slot: Slot, task: asyncio.Task[None], claimer: Claimer) -> None:
+        """Takes and runs, one after the other, while there is something. The path of an async function that runs here and
+        succeeds is inlined: it is what most workers spend their time on."""
         desk, ready, finished = self._desk, self._desk.ready, self._desk.finished
         endings, settler, emitter = self._endings, self._settler, self._emitter
         find, monotonic, wall = self._registry.get, self._monotonic, self._wall
         runs_here, worker_id, default_timeout_s = self._runs_here, self._worker_id, self._task_timeout_s
         claimer_rest, settler_rest = claimer.rest, settler.rest
-        task = slot.task or asyncio.current_task()
-        assert task is not None
         cancelling, real_time = task.cancelling, time.monotonic
-        while True:
-            if not ready:
-                if self.is_closed():
-                    return
-                if claimer_rest.is_on:
-                    claimer_rest.poke()
-                await self._until_ready(task)
-                continue
+        turn = self._turn
+        while ready:
             held = ready.popleft()
             if claimer_rest.is_on and len(ready) <= claimer.low_water:
                 claimer_rest.poke()
@@ -257,14 +265,19 @@ class Slots:
                 self._broken(held)
             desk.ended += 1
             if cancelling():
-                await _calm(task)
-            if real_time() >= self._turn_ends_at:
-                await self._end_turn(task)
+                await calm(task)
+            if real_time() >= turn.ends_at:
+                try:
+                    await turn.end()
+                except asyncio.CancelledError:  # see _until_ready
+                    if self._closing:
+                        raise
+                    await calm(task)
 
     async def _suspended(self, slot: Slot, held: Held, run: Any) -> Any:
         """Awaits a run, which can be interrupted until it ends."""
         slot.held, held.slot = held, slot
-        if held.timeout_s is not None:
+        if held.timeout_s is not None and held.deadline is not None:
             self._watchdog.watch(held, held.timeout_s)
         try:
             value = await run
@@ -281,6 +294,9 @@ class Slots:
         """Runs a call in the runner, within middleware."""
         about = held.context = TaskContext(held.claim, self._worker_id, envelope.headers)
         call = Call(definition, envelope, about, held.timeout_s)
+        if self._calls_wait and held.timeout_s is not None:
+            held.deadline = None
+            call.begin = partial(self._begin, held, held.timeout_s)
         if self._surrounded is None:
             run: Coroutine[Any, Any, Any] = self._runner.run(call)
         else:
@@ -291,6 +307,11 @@ class Slots:
             return await self._suspended(slot, held, run)
         finally:
             held.left_running = call.left_running
+
+    def _begin(self, held: Held, timeout_s: float) -> None:
+        """A call that waited for its place is about to run: its time counts from here."""
+        held.deadline = self._monotonic() + timeout_s
+        self._watchdog.watch(held, timeout_s)
 
     # --- what can come of a task besides success ----------------------------------------------------------------
 
@@ -325,7 +346,9 @@ class Slots:
             f"no task named {name[:100]!r} is registered in worker {self._worker_id}, which knows {known}; it waits for "
             "one that does"
         )
-        log.warning("task %s: %s", held.claim.task_id, reason)
+        if name not in self._unknown_names and len(self._unknown_names) < 1000:
+            self._unknown_names.add(name)  # said once: it is offered again and again
+            log.warning("task %s: %s", held.claim.task_id, reason)
         self._endings.never_started(held, Ending.UNKNOWN_TASK, reason)
         self._settler.add(held)
 
@@ -356,33 +379,9 @@ class Slots:
         try:
             await future
         except asyncio.CancelledError:
-            # A cancellation that a function asked for of its own asyncio task, arriving late. Ours come in runs only.
+            # What a function asked for of its own asyncio task, from outside and late. Ours come in runs only.
             if self._closing:
                 raise
-            self._idle.remove(future)
-            await _calm(task)
-
-    async def _end_turn(self, task: asyncio.Task[None]) -> None:
-        if not self._turn_is_over:
-            self._turn_is_over = True
-            self._loop.call_soon(self._begin_turn)
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            if self._closing:
-                raise
-            await _calm(task)
-
-    def _begin_turn(self) -> None:
-        self._turn_is_over = False
-        self._turn_ends_at = time.monotonic() + TURN_S
-
-
-async def _calm(task: asyncio.Task[None]) -> None:
-    """Takes back every cancellation of a slot, so that none reaches its next run."""
-    while task.cancelling():
-        task.uncancel()
-    try:
-        await asyncio.sleep(0)  # one may be on its way still
-    except asyncio.CancelledError:
-        pass
+            if future in self._idle:
+                self._idle.remove(future)
+            await calm(task)

@@ -213,10 +213,11 @@ class Settler:
         self._emitter.note(
             kind,
             held.claim,
-            execution_time=took_s,
-            error=reason if failed else None,
-            message=None if failed else reason,
-            schedule_id=None if held.options is None else held.options.schedule_id,
+            held.ended_at or None,
+            took_s,
+            reason if failed else None,
+            None if failed else reason,
+            None if held.options is None else held.options.schedule_id,
         )
         if self._on_finished is not None and held.started_at and not stale:
             self._on_finished(

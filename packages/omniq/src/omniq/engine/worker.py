@@ -19,17 +19,10 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from omniq.engine.beside import Beside
-from omniq.engine.claim import Claimer
 from omniq.engine.drain import Grace, drain
-from omniq.engine.emit import Emitter
-from omniq.engine.ending import Endings
-from omniq.engine.execute import Slots
-from omniq.engine.held import Desk, Held
-from omniq.engine.lease import LeaseKeeper
+from omniq.engine.held import Held
+from omniq.engine.parts import Parts, make_parts
 from omniq.engine.settings import WorkerSettings
-from omniq.engine.settle import Settler
-from omniq.engine.upkeep import Upkeep
 from omniq.middleware import Middleware
 from omniq.outcome import Ending
 from omniq.plugins import Hooks, hooks
@@ -38,34 +31,14 @@ from omniq.stores import OpenStores, Stores
 from omniq.task import TaskRegistry
 from omniq_core import SYSTEM_CLOCK, Capability, Clock, WorkerReport
 
-__all__ = ["Engine", "Parts", "make_worker_id"]
+__all__ = ["Engine", "make_worker_id"]
 
 log = logging.getLogger("omniq.worker")
-
-CALL_TIMEOUT_S = 10.0
-"""A call to a store that is not answered by then (or within a lease) is given up and repeated: a driver that hangs must not
-make a worker stand still in silence."""
 
 
 def make_worker_id() -> str:
     """A worker id that nobody else has: ``host:pid:chance``."""
     return f"{socket.gethostname()[:100]}:{os.getpid()}:{secrets.token_hex(4)}"
-
-
-class Parts:
-    """The parts of a running engine."""
-
-    desk: Desk
-    emitter: Emitter
-    settler: Settler
-    claimer: Claimer
-    slots: Slots
-    upkeep: Upkeep
-    leases: LeaseKeeper
-    claiming: asyncio.Task[None]
-    settling: asyncio.Task[None]
-    emitting: asyncio.Task[None]
-    keeping_up: asyncio.Task[None]
 
 
 class Engine:
@@ -166,18 +139,30 @@ class Engine:
         assert self._stop_wanted is not None
         assert self._grace is not None
         started_at = self._clock.time()
-        parts = self._parts = self._make_parts(opened)
-        await self.runner.start(concurrency=self.settings.max_workers)
+        parts = self._parts = make_parts(
+            opened,
+            self.registry,
+            self.runner,
+            self.settings,
+            middleware=self.middleware,
+            worker_id=self.worker_id,
+            clock=self._clock,
+            hooks=self._hooks,
+            on_lost=self._lost,
+            on_cancel=self._cancel,
+        )
+        if self._stop_wanted.is_set():  # before it took anything
+            return self._report(parts, started_at)
+        try:
+            await self.runner.start(concurrency=self.settings.max_workers)
+        except BaseException:
+            await self.runner.stop()
+            raise
         self._hooks.call("omniq_worker_started", worker=self)
         self.on_started()
         log.info("worker %s starts on %r", self.worker_id, opened.queue_backend)
         loop = asyncio.get_running_loop()
-        parts.leases.start()
-        parts.emitting = loop.create_task(parts.emitter.run(), name="omniq-emit")
-        parts.settling = loop.create_task(parts.settler.run(), name="omniq-settle")
-        parts.keeping_up = loop.create_task(parts.upkeep.run(), name="omniq-upkeep")
-        parts.claiming = loop.create_task(parts.claimer.run(burst=burst), name="omniq-claim")
-        parts.slots.start(self.settings.max_workers, parts.claimer)
+        parts.start(self.settings.max_workers, burst=burst)
         failure: BaseException | None = None
         try:
             failure = await self._until_stop(parts)
@@ -230,79 +215,6 @@ class Engine:
             await asyncio.wait([parts.keeping_up])
             await parts.leases.stop()
             await self.runner.stop()
-
-    def _make_parts(self, opened: OpenStores) -> Parts:
-        settings, clock, worker_id = self.settings, self._clock, self.worker_id
-        backend = opened.queue_backend
-        call_timeout_s = max(CALL_TIMEOUT_S, settings.lease_s)
-        parts = Parts()
-        desk = parts.desk = Desk()
-        result_backend = opened.result_backend if opened.results is not None else None
-        parts.emitter = Emitter(opened.events, opened.event_backend, worker_id=worker_id, clock=clock)
-        endings = Endings(
-            worker_id=worker_id,
-            clock=clock,
-            keeps_results=result_backend is not None,
-            settles_results=opened.settles_results,
-            max_result_bytes=(result_backend or backend).limits.max_result_bytes,
-        )
-        beside = None
-        if opened.results is not None and result_backend is not None and not opened.settles_results:
-            beside = Beside(opened.results, result_backend, endings, clock=clock, patience_s=settings.lease_s)
-        parts.settler = Settler(
-            desk,
-            backend,
-            beside=beside,
-            emitter=parts.emitter,
-            hooks=self._hooks,
-            clock=clock,
-            call_timeout_s=call_timeout_s,
-            most_unsettled=2 * (settings.max_prefetch + settings.max_workers) + 1000,
-            on_progress=self._progress,
-        )
-        parts.slots = Slots(
-            desk,
-            self.registry,
-            self.runner,
-            endings,
-            parts.settler,
-            parts.emitter,
-            middleware=self.middleware,
-            worker_id=worker_id,
-            clock=clock,
-            task_timeout_s=settings.task_timeout_s,
-            keeps_error=self._hooks.caller("omniq_task_finished") is not None,
-        )
-        parts.claimer = Claimer(
-            desk,
-            backend,
-            settings,
-            parts.settler,
-            endings,
-            hooks=self._hooks,
-            worker_id=worker_id,
-            clock=clock,
-            call_timeout_s=call_timeout_s,
-            idle_slots=parts.slots.idle_count,
-            on_claimed=parts.slots.wake,
-        )
-        parts.upkeep = Upkeep(
-            opened,
-            parts.emitter,
-            every_s=settings.upkeep_s,
-            clock=clock,
-            call_timeout_s=call_timeout_s,
-        )
-        parts.leases = LeaseKeeper(
-            self.stores.queue,
-            desk,
-            lease_s=settings.lease_s,
-            margin_s=settings.trust_margin_s,
-            clock=clock,
-            on_lost=self._lost,
-            on_cancel=self._cancel,
-        )
-        return parts
 
     def _report(self, parts: Parts, started_at: float) -> WorkerReport:
         counts = parts.desk.counts
@@ -391,13 +303,3 @@ class Engine:
         log.warning("lost task %s (%s): %s", held.claim.task_id, held.claim.name, why)
         if self._parts is not None:
             self._parts.slots.interrupt(held, Ending.STOPPED)
-
-    def _progress(self) -> None:
-        """The settler has written something."""
-        parts = self._parts
-        if parts is None:
-            return
-        if not parts.desk.held:
-            parts.claimer.look_again()  # it may be the end of a burst
-        elif parts.claimer.rest.is_on:
-            parts.claimer.rest.poke()

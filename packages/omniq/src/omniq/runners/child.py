@@ -117,8 +117,11 @@ class _Child:
         load = self._loads.pop(name, None)
         if load is not None or found is None:
             assert load is not None
-            func = _load(load)
-            found = func if isinstance(func, TaskDefinition) else TaskDefinition(func, name=name)
+            loaded = _load(load)
+            inner = getattr(
+                loaded, "definition", loaded
+            )  # a decorated function is found as what the decorator made
+            found = inner if isinstance(inner, TaskDefinition) else TaskDefinition(loaded, name=name)
             self._functions[name] = found
         return found
 
@@ -174,7 +177,8 @@ def main(parent: int, pipe: int, lifeline: int) -> None:
         os.set_inheritable(descriptor, False)  # not for what a function starts
     threading.Thread(target=_hold, args=(lifeline,), name="omniq-parent", daemon=True).start()
     try:
-        _Child(socket.socket(fileno=pipe)).work()
+        with socket.socket(fileno=pipe) as parent_side:
+            _Child(parent_side).work()
     except OSError:  # the parent is gone, or wants us to be
         pass
     os._exit(0)

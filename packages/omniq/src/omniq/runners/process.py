@@ -15,7 +15,6 @@ SIGKILL for its whole process group. A child ends itself when this process is go
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
 import os
 import signal
@@ -23,7 +22,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 from omniq.codec import Undecodable
 from omniq.errors import NotSerializable
@@ -37,8 +36,9 @@ from omniq.runners.frames import (
     pack,
     unpack_to_parent,
 )
+from omniq.runners.handover import by_value, load_frame
 from omniq.runners.runner import Call, ChildCrashed, RemoteFailure
-from omniq.task import TaskDefinition, real_main_module
+from omniq.task import TaskDefinition
 
 __all__ = ["ProcessRunner"]
 
@@ -126,7 +126,9 @@ class _Child(asyncio.Protocol):
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
+        transport = cast(
+            asyncio.WriteTransport, transport
+        )  # not by isinstance(): uvloop's are no subclass of it
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -211,6 +213,9 @@ class _Child(asyncio.Protocol):
 class ProcessRunner:
     """Functions in child processes, one call at a time in each."""
 
+    calls_wait = True
+    """For a child that is still starting."""
+
     def __init__(self) -> None:
         self._most = 0
         self._children: set[_Child] = set()
@@ -275,10 +280,11 @@ class ProcessRunner:
     async def _call(self, child: _Child, call: Call) -> OutcomeFrame:
         definition = call.definition
         frame = _call_frame(call)
-        load = None if child.loaded.get(definition.name) is definition else _load_frame(definition)
+        load = None if child.loaded.get(definition.name) is definition else load_frame(definition)
+        call.begin()
         outcome = await child.call(load, frame)
         if outcome.not_loaded and load is not None and not load.pickled:
-            outcome = await child.call(_pickled(definition, outcome.not_loaded), frame)
+            outcome = await child.call(by_value(definition, outcome.not_loaded), frame)
         if outcome.not_loaded:
             raise NotSerializable(
                 f"the task {definition.name} cannot be loaded in a child process: {outcome.not_loaded}"
@@ -387,50 +393,3 @@ def _value_of(outcome: OutcomeFrame, call: Call) -> Any:
         case "Snooze":
             signal_ = Snooze(outcome.seconds or 0.0, reason=outcome.reason)
     raise RemoteFailure(outcome.failure, signal_)
-
-
-# --- handing a function over -------------------------------------------------------------------------------------
-
-
-def _load_frame(definition: TaskDefinition[Any, Any]) -> LoadFrame:
-    func = definition.func
-    module, qualname = getattr(func, "__module__", None), getattr(func, "__qualname__", None)
-    if module and qualname and "<" not in qualname and _is_importable(definition, module, qualname):
-        name = real_main_module() if module == "__main__" else module
-        if name != "__main__":
-            return LoadFrame(definition.name, name, qualname)
-    return _pickled(definition, "it is a lambda, a local function, or not found in its module")
-
-
-def _is_importable(definition: TaskDefinition[Any, Any], module: str, qualname: str) -> bool:
-    """Whether an import of that name gives this very function."""
-    found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
-    return found is not None and (found is definition.func or getattr(found, "func", None) is definition.func)
-
-
-def _pickled(definition: TaskDefinition[Any, Any], why: str) -> LoadFrame:
-    if importlib.util.find_spec("cloudpickle") is None:
-        raise NotSerializable(
-            f"the task {definition.name} (defined at {definition.source}) cannot be imported by a child process "
-            f"({why}), so it has to be handed over by value, which needs cloudpickle: "
-            'pip install "omniq[cloudpickle]". Or define it at the top level of a module'
-        )
-    import cloudpickle  # type: ignore[import-untyped]
-
-    # Wholly by value: cloudpickle would otherwise name the module, and the child cannot import it, or we were not here.
-    module = sys.modules.get(getattr(definition.func, "__module__", None) or "")
-    by_value = module is not None and module.__name__ not in cloudpickle.list_registry_pickle_by_value()
-    try:
-        if by_value:
-            cloudpickle.register_pickle_by_value(module)
-        return LoadFrame(definition.name, pickled=cloudpickle.dumps(definition.func))
-    except Exception as error:
-        raise NotSerializable(
-            f"the task {definition.name} (defined at {definition.source}) cannot be handed to a child process: "
-            f"{type(error).__name__}: {error}. Define it at the top level of a module, without values of its surroundings"
-        ) from error
-    finally:
-        if by_value:
-            cloudpickle.unregister_pickle_by_value(module)

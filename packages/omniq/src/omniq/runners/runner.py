@@ -6,6 +6,7 @@ and no limit of its own. A runner decides only *where* the function runs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from omniq.codec import Envelope, Failure
@@ -15,10 +16,14 @@ from omniq.task import TaskDefinition
 __all__ = ["Call", "ChildCrashed", "RemoteFailure", "Runner"]
 
 
+def _nothing() -> None:
+    pass
+
+
 class Call:
     """One run of a function."""
 
-    __slots__ = ("context", "definition", "ended", "envelope", "left_running", "timeout_s")
+    __slots__ = ("begin", "context", "definition", "ended", "envelope", "left_running", "timeout_s")
 
     def __init__(
         self,
@@ -31,6 +36,8 @@ class Call:
         self.envelope = envelope
         self.context = context
         self.timeout_s = timeout_s
+        self.begin: Callable[[], None] = _nothing
+        """To be called when the function is about to run, by a runner with ``calls_wait``: its time-out counts from there."""
         self.ended = False
         """The function has returned or raised, in whatever thread it ran."""
         self.left_running = False
@@ -64,7 +71,12 @@ class ChildCrashed(Exception):
 
 
 class Runner(Protocol):
-    """Runs functions somewhere."""
+    """Runs functions somewhere.
+
+    Two attributes may be defined as well, both false by default: ``runs_coroutines_here`` (the engine may step an async
+    function on its own loop without calling :meth:`run`) and ``calls_wait`` (a call may wait for a place, and says by
+    ``call.begin()`` when it is about to run).
+    """
 
     async def start(self, *, concurrency: int) -> None:
         """Gets ready.

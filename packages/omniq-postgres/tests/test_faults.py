@@ -1,0 +1,384 @@
+"""Servers that die or stand still, replies that get lost, callers that leave: nothing acknowledged is lost, nothing hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+
+from omniq_conformance.servers import PostgresServer, Proxy
+from omniq_core import (
+    Backend,
+    Claim,
+    ErrorCode,
+    Event,
+    EventFilter,
+    Outcome,
+    ResultRecord,
+    Settlement,
+    TaskFilter,
+    TaskRecord,
+    TaskState,
+    Verb,
+)
+from omniq_postgres import PostgresBackend
+
+numbers = itertools.count()
+
+
+def record(**fields: Any) -> TaskRecord:
+    return TaskRecord(**({"id": f"t{next(numbers)}", "queue": "q", "name": "work", "body": b"b"} | fields))
+
+
+async def listening(worker: PostgresBackend) -> None:
+    """Returns when it hears, once it has begun to wait."""
+    await asyncio.sleep(0)
+    assert worker._listener is not None
+    await worker._listener.listening.wait()
+
+
+async def claim(
+    backend: Backend, count: int = 10, lease_s: float = 60.0, claim_id: str | None = None
+) -> list[Claim]:
+    found = await backend.queue().claim(
+        ["q"], max_tasks=count, lease_s=lease_s, worker_id="w", claim_id=claim_id or str(uuid.uuid4())
+    )
+    return list(found)
+
+
+async def repeated(backend: Backend, call: Callable[[], Awaitable[Any]], *, within_s: float = 20.0) -> Any:
+    """What a caller does: repeats a call while its failure is one that may be repeated."""
+    async with asyncio.timeout(within_s):
+        while True:
+            try:
+                return await call()
+            except Exception as error:
+                if not backend.classify(error).is_retryable:
+                    raise
+                await asyncio.sleep(0.02)
+
+
+def test_a_killed_server_loses_nothing_that_it_acknowledged(
+    postgres_server_durable: PostgresServer,
+) -> None:
+    server = postgres_server_durable
+    schema = f"kill_{uuid.uuid4().hex[:8]}"
+    acknowledged: set[str] = set()
+    done: set[str] = set()
+
+    async def main() -> None:
+        async with PostgresBackend.from_url(server.url, schema=schema) as backend:
+            stopping = asyncio.Event()
+
+            async def produce(number: int) -> None:
+                while not stopping.is_set():
+                    batch = [record() for _ in range(number % 3 * 5 + 1)]
+                    answers = await repeated(backend, partial(backend.queue().enqueue, batch))
+                    acknowledged.update(answer.task_id for answer in answers)
+
+            async def work_once() -> None:
+                claim_id = str(uuid.uuid4())
+                claims = await repeated(backend, lambda: claim(backend, 50, claim_id=claim_id))
+                settlements = [Settlement(c.lease, Verb.SUCCEED, result=b"r") for c in claims]
+                outcomes = await repeated(backend, lambda: backend.queue().settle(settlements))
+                assert {*outcomes} <= {Outcome.OK, Outcome.DUPLICATE}
+                assert not done & {c.task_id for c in claims}, "a task was handed out twice"
+                done.update(c.task_id for c in claims)
+
+            async def work() -> None:
+                while not (stopping.is_set() and done >= acknowledged):
+                    await work_once()
+
+            async def torment() -> None:
+                for _ in range(3):
+                    before = len(acknowledged)
+                    while len(acknowledged) < before + 200:  # noqa: ASYNC110 - the producers go on meanwhile
+                        await asyncio.sleep(0.005)
+                    await asyncio.to_thread(server.kill)
+                    await asyncio.to_thread(server.start)
+                stopping.set()
+
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+                for number in range(8):
+                    group.create_task(produce(number))
+                for _ in range(2):
+                    group.create_task(work())
+                group.create_task(torment())
+            page = await backend.queue().query(TaskFilter(states=[TaskState.PENDING, TaskState.RUNNING]))
+            assert page.items == []
+
+    try:
+        asyncio.run(main())
+        [[count]] = server.execute(f"select count(*) from {schema}.task where state = 2")
+        # A task whose acknowledgement got lost may be there as well; the producer has asked again, so it is acknowledged.
+        assert int(count) == len(acknowledged) == len(done)
+    finally:
+        server.start()
+        server.execute(f"set client_min_messages = error; drop schema {schema} cascade")
+
+
+def test_a_frozen_server_hangs_nobody_and_is_used_again(
+    postgres_server: PostgresServer, postgres_schema: str
+) -> None:
+    async def main() -> None:
+        backend = PostgresBackend.from_url(
+            postgres_server.url, schema=postgres_schema, statement_timeout_s=0.5, connect_timeout_s=0.5
+        )
+        async with backend:
+            await backend.queue().enqueue([record()])
+            [held] = await claim(backend)
+            waiting = asyncio.ensure_future(backend.queue().wait(["q"], timeout_s=30.0))
+            await asyncio.sleep(0.05)
+            await asyncio.to_thread(postgres_server.freeze)
+            frozen_at = time.monotonic()
+            try:
+                late = record()
+                sent = asyncio.ensure_future(
+                    backend.queue().enqueue([late])
+                )  # on the one connection that there is
+                await asyncio.sleep(0.01)
+                calls = [
+                    sent,
+                    backend.queue().extend([held.lease], lease_s=60.0),
+                    claim(backend),
+                    backend.queue().get(["x"]),
+                    backend.result_store().get(["x"]),
+                    backend.event_store().append([Event("e", "x", "t", 1.0)]),
+                    backend.queue().maintain(),
+                    backend.queue().stats(["q"]),
+                ]
+                async with asyncio.timeout(8.0):
+                    errors: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
+                for error in errors:
+                    assert isinstance(error, BaseException), f"a frozen server answered {error!r}"
+                    assert backend.classify(error).is_retryable, f"{error!r}: {backend.classify(error)}"
+                assert backend.classify(errors[0]) is ErrorCode.UNKNOWN_EFFECT, (
+                    "it was sent, and may yet be done"
+                )
+                # New connections are accepted by the kernel, and then nobody speaks.
+                with pytest.raises(psycopg.Error) as caught:
+                    await backend.queue().get(["x"])
+                assert backend.classify(caught.value) is ErrorCode.UNAVAILABLE
+                # Enough, with what has passed, for a lease that only the client believes in: 5 s in all.
+                await asyncio.sleep(max(0.0, 5.0 - (time.monotonic() - frozen_at)))
+            finally:
+                await asyncio.to_thread(postgres_server.thaw)
+            [answer] = await repeated(backend, lambda: backend.queue().enqueue([late]))
+            assert answer.outcome in (Outcome.OK, Outcome.DUPLICATE)
+            assert list(await backend.queue().settle([Settlement(held.lease, Verb.SUCCEED)])) == [Outcome.OK]
+            async with asyncio.timeout(5.0):
+                await asyncio.wait([waiting])
+            found = [c.task_id for c in await claim(backend)] or [late.id]
+            assert found == [late.id]
+            await asyncio.gather(waiting, return_exceptions=True)
+
+    asyncio.run(main())
+
+
+def test_a_listener_that_was_cut_off_listens_again(
+    postgres_server: PostgresServer, postgres_schema: str, server_proxy: Callable[[PostgresServer], Proxy]
+) -> None:
+    proxy = server_proxy(postgres_server)
+
+    async def main() -> None:
+        url = proxy.url_for(postgres_server.url)
+        async with (
+            PostgresBackend.from_url(url, schema=postgres_schema, poll_interval_s=30.0) as worker,
+            PostgresBackend.from_url(postgres_server.url, schema=postgres_schema) as producer,
+        ):
+            for _ in range(2):
+                assert await claim(worker) == []
+                # With its connections the call may fail as well, and is repeated.
+                wait = partial(worker.queue().wait, ["q"], timeout_s=25.0)
+                waiting = asyncio.ensure_future(repeated(worker, wait))
+                await listening(worker)
+                proxy.cut()
+                async with asyncio.timeout(5.0):
+                    assert await waiting, "a listener that stands again wakes everybody"
+                assert await repeated(worker, lambda: claim(worker)) == []
+                waiting = asyncio.ensure_future(worker.queue().wait(["q"], timeout_s=25.0))
+                await asyncio.sleep(0.05)
+                task = record()
+                await producer.queue().enqueue([task])
+                async with asyncio.timeout(5.0):
+                    assert await waiting
+                [held] = await claim(worker)
+                assert held.task_id == task.id
+                await worker.queue().settle([Settlement(held.lease, Verb.SUCCEED)])
+
+    asyncio.run(main())
+
+
+def swallow(proxy: Proxy, name: str) -> None:
+    """The reply to the next call of a prepared statement: what follows its Bind message."""
+    proxy.swallow_reply(
+        predicate=lambda chunk: chunk[:1] == b"B" and b"omniq_" + name.encode() + b"\0" in chunk
+    )
+
+
+def test_a_swallowed_reply_doubles_nothing_and_loses_nothing(
+    postgres_server: PostgresServer, postgres_schema: str, server_proxy: Callable[[PostgresServer], Proxy]
+) -> None:
+    proxy = server_proxy(postgres_server)
+
+    async def main() -> None:
+        url = proxy.url_for(postgres_server.url)
+        async with PostgresBackend.from_url(url, schema=postgres_schema, notify=True) as backend:
+            queue, results, events = backend.queue(), backend.result_store(), backend.event_store()
+
+            async def lost(name: str, call: Callable[[], Awaitable[Any]]) -> Any:
+                """The call's reply is swallowed once; it is repeated, and its second answer counts."""
+                before = proxy.counters.swallowed
+                swallow(proxy, name)
+                # The first attempt may have to prepare the statement on its connection; then it is the one that is hit.
+                with pytest.raises(psycopg.Error) as caught:
+                    await call()
+                assert backend.classify(caught.value) is ErrorCode.UNKNOWN_EFFECT
+                await asyncio.to_thread(proxy.wait_for, lambda counters: counters.swallowed == before + 1)
+                return await repeated(backend, call)
+
+            tasks = [record() for _ in range(8)]
+            answers = await lost("enqueue", lambda: queue.enqueue(tasks))
+            assert [a.outcome for a in answers] == [Outcome.DUPLICATE] * 8
+
+            claim_id = str(uuid.uuid4())
+            claims = await lost("claim", lambda: claim(backend, 4, claim_id=claim_id))
+            assert [c.task_id for c in claims] == [t.id for t in tasks[:4]], "the repeated claim took others"
+            [stats] = await queue.stats(["q"])
+            assert (stats.ready, stats.running) == (4, 4)
+
+            extensions = await lost("extend", lambda: queue.extend([c.lease for c in claims], lease_s=60.0))
+            assert [e.outcome for e in extensions] == [Outcome.OK] * 4
+
+            verbs = [Verb.SUCCEED, Verb.RETRY, Verb.RELEASE, Verb.DEAD]
+            ends = [
+                Settlement(c.lease, verb, result=b"r" if verb is Verb.SUCCEED else None)
+                for c, verb in zip(claims, verbs, strict=True)
+            ]
+            outcomes = await lost("settle", lambda: queue.settle(ends))
+            assert outcomes == [Outcome.DUPLICATE] * 4
+            snapshots = await lost("get", lambda: queue.get([t.id for t in tasks[:4]]))
+            assert [(s.state.value, s.attempt) for s in snapshots] == [
+                ("succeeded", 1), ("pending", 1), ("pending", 0), ("dead", 1),
+            ]  # fmt: skip
+            [found] = await lost("get_results", lambda: results.get([tasks[0].id]))
+            assert found.body == b"r"
+
+            assert await lost("cancel", lambda: queue.cancel([tasks[5].id])) == [Outcome.FINISHED]
+            assert await lost("requeue", lambda: queue.requeue([tasks[3].id])) == [Outcome.DUPLICATE]
+
+            await queue.enqueue([record(queue="lost", max_crashes=1)])
+            await queue.claim(["lost"], max_tasks=1, lease_s=0.05, worker_id="w", claim_id="c")
+            await asyncio.sleep(0.1)
+            await lost("reap", queue.maintain)
+            await lost("tidy", queue.maintain)
+            [stats] = await queue.stats(["lost"])
+            assert (stats.ready, stats.running) == (0, 0)
+
+            await lost("pause", lambda: queue.pause(["q"]))
+            assert await claim(backend) == []
+            await lost("pause", lambda: queue.resume(["q"]))
+
+            put = [ResultRecord("elsewhere", 3, TaskState.SUCCEEDED, b"r")]
+            assert await lost("put_results", lambda: results.put(put)) == [Outcome.DUPLICATE]
+            assert await lost("delete_results", lambda: results.delete(["elsewhere"])) == 0
+
+            log = [Event(f"e{n}", "t", "x", float(n)) for n in range(3)]
+            assert await lost("append", lambda: events.append(log)) == [Outcome.DUPLICATE] * 3
+            assert len((await events.read(EventFilter())).items) == 3
+            assert await lost("truncate", lambda: events.truncate(before=1.0)) == 0
+
+            left = [c.task_id for c in await claim(backend, 100)]
+            assert sorted(left) == sorted(t.id for n, t in enumerate(tasks) if n not in (0, 5))
+            [stats] = await queue.stats(["q"])
+            assert (stats.ready, stats.running) == (0, 6), "a repeated call was counted twice"
+
+    asyncio.run(main())
+
+
+def test_cancelled_calls_leave_no_transaction_and_no_lock(
+    postgres_server: PostgresServer, postgres_schema: str
+) -> None:
+    async def main() -> None:
+        async with PostgresBackend.from_url(
+            postgres_server.url, schema=postgres_schema, pool_size=2
+        ) as backend:
+            tasks = [record() for _ in range(20)]
+            await backend.queue().enqueue(tasks)
+            [held, *_] = await claim(backend, 1)
+
+            def calls() -> list[Callable[[], Awaitable[Any]]]:
+                return [
+                    lambda: backend.queue().enqueue([record() for _ in range(300)]),
+                    lambda: claim(backend, 3, lease_s=0.05),
+                    lambda: backend.queue().settle([Settlement(held.lease, Verb.RETRY)]),
+                    lambda: backend.queue().extend([held.lease], lease_s=9.0),
+                    lambda: backend.queue().cancel([tasks[7].id]),
+                    backend.queue().maintain,
+                    lambda: backend.event_store().append([Event(str(uuid.uuid4()), "t", "x", 1.0)] * 300),
+                    lambda: backend.queue().wait(["q"], timeout_s=5.0),
+                ]
+
+            for yields in (0, 1, 2, 3, 5, 9):
+                for make in calls():
+                    call = asyncio.ensure_future(make())
+                    for _ in range(yields):
+                        await asyncio.sleep(0)
+                    call.cancel()
+                    async with asyncio.timeout(2.0):
+                        await asyncio.wait([call])
+                    call.cancelled() or call.exception()
+            async with asyncio.timeout(10.0):
+                while True:
+                    [[open_]] = await asyncio.to_thread(
+                        postgres_server.execute,
+                        "select count(*) from pg_stat_activity where state <> 'idle' and xact_start is not null "
+                        f"and pid <> pg_backend_pid() and query like '%{postgres_schema}%'",
+                    )
+                    if open_ == "0":
+                        break
+            async with asyncio.timeout(5.0):
+                await backend.queue().enqueue([record()])
+                assert await claim(backend, 1)
+
+    asyncio.run(main())
+
+
+def test_all_connections_in_use_is_told_in_time(
+    postgres_server: PostgresServer, postgres_schema: str
+) -> None:
+    async def main() -> None:
+        backend = PostgresBackend.from_url(
+            postgres_server.url, schema=postgres_schema, pool_size=1, connect_timeout_s=0.2
+        )
+        async with backend:
+            link = await backend.pool.take()
+            with pytest.raises(psycopg.Error) as caught:
+                await backend.queue().get(["x"])
+            assert backend.classify(caught.value) is ErrorCode.TIMEOUT, "nothing was sent"
+            backend.pool.give_back(link)
+            assert await backend.queue().get(["x"]) == [None]
+
+    asyncio.run(main())
+
+
+def test_a_callers_bad_item_is_not_anothers_failure(
+    postgres_server: PostgresServer, postgres_schema: str
+) -> None:
+    async def main() -> None:
+        async with PostgresBackend.from_url(postgres_server.url, schema=postgres_schema) as backend:
+            bad = record(max_attempts=2**40)
+            good = [record() for _ in range(20)]
+            calls = [backend.queue().enqueue([task]) for task in [*good[:10], bad, *good[10:]]]
+            answers: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(answers.pop(10), Exception)
+            assert all(answer[0].outcome is Outcome.OK for answer in answers)
+
+    asyncio.run(main())
