@@ -171,8 +171,9 @@ class Queue(Protocol):
 
         True: claim now. Something was enqueued, released, reaped, resumed or fell due, here or in another process;
         false alarms are allowed, and so is waking only one of several that wait. False: nothing was noticed.
-        A wake-up may get lost: callers claim after a time-out as well.
-        Something that was enqueued between an empty ``claim`` and the following ``wait`` of the same caller must wake it (or be covered by a poll within ``limits.poll_interval_s``).
+        A wake-up may get lost: callers claim after a time-out as well. Something that was enqueued between an empty
+        ``claim`` and the following ``wait`` of the same caller must wake it (or be covered by a poll within
+        ``limits.poll_interval_s``).
 
         The default sleeps ``limits.poll_interval_s`` and answers True; declare ``WAKEUP`` where it is better.
         """
