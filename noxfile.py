@@ -8,8 +8,12 @@ of what is ours, so a new package joins every session by being there.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterable
@@ -28,6 +32,7 @@ TEST_REQUIREMENTS = [
     "psutil>=6",  # which child processes are left
     "import-linter>=2.3",  # tests/test_layering.py
     "packaging>=24",  # tests/test_packaging.py
+    "hatchling>=1.27",  # tests/test_installs.py builds our wheels
     "sqlalchemy[asyncio]>=2.0",  # omniq-postgres: tasks that are enqueued within its transactions
 ]
 LINT_REQUIREMENTS = ["ruff>=0.12", "import-linter>=2.3"]
@@ -94,9 +99,36 @@ def wheel(name: str) -> Path:
     return ROOT / "dist" / f"{name.replace('-', '_')}-{project(name)['version']}-py3-none-any.whl"
 
 
+WITH_SERVERS = {"omniq-postgres", "omniq-redis"}
+"""Packages whose tests start servers."""
+
+
 def run_tests(session: nox.Session) -> None:
+    """Everything that pytest finds, as two runs side by side: most tests wait for a process, a lease or a disk. The output
+    of the second follows that of the first. With arguments it is one run, of what they say."""
     session.install(*editable(PACKAGES, extras=True), *TEST_REQUIREMENTS)
-    session.run("pytest", *session.posargs)
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+        return
+    servers = [f"packages/{name}/tests" for name in PACKAGES if name in WITH_SERVERS] + ["tests/crashes"]
+    others = [f"packages/{name}/tests" for name in PACKAGES if name not in WITH_SERVERS] + ["tests"]
+    options = ["-p", "no:cacheprovider"]  # both would write it
+    with tempfile.TemporaryFile("w+") as output:
+        beside = subprocess.Popen(
+            [str(Path(session.bin) / "pytest"), *options, *servers],
+            cwd=ROOT,
+            env={**os.environ, **{name: value for name, value in session.env.items() if value is not None}},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            session.run("pytest", *options, *others, "--ignore=tests/crashes")
+        finally:
+            code = beside.wait()
+            output.seek(0)
+            shutil.copyfileobj(output, sys.stdout)
+    if code:
+        session.error("of the tests beside, some have failed: see above")
 
 
 @nox.session

@@ -68,6 +68,7 @@ class TestPostgres(BackendSuite):
             )
 
 
+@pytest.mark.slow  # the same suite once more
 class TestPollingPostgres(TestPostgres):
     settings = {"notify": False}  # noqa: RUF012
 

@@ -30,8 +30,10 @@ log = logging.getLogger("omniq")
 
 CANCEL_GRACE_S = 5.0
 """How long an interrupted call waits for its coroutine to clean up, in seconds, before the interrupt goes on."""
-EXIT_GRACE_S = 30.0
-"""How long the end of the process waits for one function of :func:`at_exit`, in seconds."""
+SIGNAL_SLICE_S = 0.5
+"""How soon a waiting call sees a signal at the latest, in seconds."""
+CLOSE_GRACE_S = 30.0
+"""How long closing the portal waits for its thread, in seconds."""
 
 
 class _Call(Generic[T]):
@@ -71,9 +73,16 @@ class _Call(Generic[T]):
 
     # --- on the caller's ----------------------------------------------------------------------------------------
 
-    def wait(self, timeout_s: float = -1) -> None:
-        """Waits for the end; without a time-out for ever."""
-        self._turnstile.acquire(timeout=timeout_s)
+    def wait(self) -> None:
+        """Waits for the end."""
+        # In slices: a signal that arrives in the instant before the system call begins to wait does not end it, and would
+        # be seen only when it returns.
+        while not self._turnstile.acquire(timeout=SIGNAL_SLICE_S):
+            pass
+
+    def wait_for_cleanup(self) -> None:
+        """Waits for the end of a cancelled coroutine, but not for ever."""
+        self._turnstile.acquire(timeout=CANCEL_GRACE_S)
 
     def result(self) -> T:
         """What the coroutine returned or raised."""
@@ -138,7 +147,7 @@ class Portal:
                 coroutine.close()
             elif not call.is_done:
                 self.loop.call_soon_threadsafe(call.cancel)
-                call.wait(CANCEL_GRACE_S)
+                call.wait_for_cleanup()
             raise
         return call.result()
 
@@ -147,7 +156,7 @@ class Portal:
         if not self.loop.is_closed():
             with contextlib.suppress(RuntimeError):  # it closed in between
                 self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(EXIT_GRACE_S)
+        self._thread.join(CLOSE_GRACE_S)
 
 
 _lock = threading.Lock()

@@ -37,6 +37,9 @@ __all__ = ["AsyncWorker", "ProcessPoolWorker", "ThreadPoolWorker", "Worker", "ma
 
 log = logging.getLogger("omniq.worker")
 
+CUT_SHORT_S = 10.0
+"""How long an interrupted ``stop`` waits for the worker to give back what it runs, in seconds."""
+
 
 class _Done:
     """Something to await that has happened already."""
@@ -271,7 +274,12 @@ class Worker:
             return
         self._not_at_exit()
         thread.engine.stop_threadsafe(grace_s=None if grace is None else seconds(grace))
-        thread.join()
+        try:
+            thread.join()
+        except BaseException:  # interrupted: no more patience, but what runs is still given back
+            thread.engine.stop_threadsafe(grace_s=0)
+            thread.join(CUT_SHORT_S)
+            raise
         if self._thread is thread:
             self._thread = self._engine = None
             self.report = thread.report
