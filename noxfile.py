@@ -37,7 +37,7 @@ TEST_REQUIREMENTS = [
 ]
 LINT_REQUIREMENTS = ["ruff>=0.12", "import-linter>=2.3"]
 # pyright is a Node program: with [nodejs] its runtime is a wheel as well, and nothing is downloaded at run time.
-TYPES_REQUIREMENTS = ["mypy>=1.17", "pyright[nodejs]>=1.1.400", "types-PyYAML"]
+TYPES_REQUIREMENTS = ["mypy>=1.17", "pyright[nodejs]>=1.1.400", "types-PyYAML", "sqlalchemy[asyncio]>=2.0"]
 # benchmarks/: what is measured beside ours, by storage. A peer that a run does not ask for is not installed.
 BENCH_REQUIREMENTS = {
     "always": ["psutil>=6", "huey>=3.5"],
@@ -48,6 +48,14 @@ BENCH_REQUIREMENTS = {
 BENCH_OLDER_REDIS = ["arq>=0.28", "saq[hiredis]>=0.26", "redis[hiredis]<6"]
 BUILD_REQUIREMENTS = ["build>=1.2", "hatchling>=1.27"]
 PYTHONS = ["3.11", "3.12", "3.13"]
+# docs/conformance/NAME.json: a backend on a server, and what pytest is given. tests/test_reports.py misses a backend.
+REPORTS = {
+    "memory": "omniq-memory/tests/test_conformance.py",
+    "sqlite": "omniq-sqlite/tests/test_conformance.py",
+    "redis-valkey9": "omniq-redis/tests/test_conformance.py::TestValkey",
+    "redis-redis8": "omniq-redis/tests/test_conformance.py::TestRedis",
+    "postgres-postgresql18": "omniq-postgres/tests/test_conformance.py",
+}
 
 nox.needs_version = ">=2025.2.9"  # `requires=`
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -106,7 +114,8 @@ WITH_SERVERS = {"omniq-postgres", "omniq-redis"}
 def run_tests(session: nox.Session) -> None:
     """Everything that pytest finds, as two runs side by side: most tests wait for a process, a lease or a disk. The output
     of the second follows that of the first. With arguments it is one run, of what they say."""
-    session.install(*editable(PACKAGES, extras=True), *TEST_REQUIREMENTS)
+    # The type checkers too: a test holds users' programs (tests/typing) up to them.
+    session.install(*editable(PACKAGES, extras=True), *TEST_REQUIREMENTS, *TYPES_REQUIREMENTS)
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
@@ -169,6 +178,24 @@ def conformance(session: nox.Session, backend: str) -> None:
         session.run("python", "-c", check)
     options = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
     session.run("pytest", *options, *map(str, files), *session.posargs)
+
+
+@nox.session
+def reports(session: nox.Session) -> None:
+    """Writes the conformance reports in docs/conformance and the table in docs/compatibility.md; names choose some."""
+    unknown = set(session.posargs) - set(REPORTS)
+    if unknown:
+        session.error(f"no such report: {', '.join(sorted(unknown))}; there are {', '.join(REPORTS)}")
+    session.install(*editable(PACKAGES, extras=True), *TEST_REQUIREMENTS)
+    for name in session.posargs or REPORTS:
+        session.run("pytest", f"packages/{REPORTS[name]}", f"--omniq-report=docs/conformance/{name}.json")
+    files = [
+        f"docs/conformance/{path.name}" for path in sorted((ROOT / "docs" / "conformance").glob("*.json"))
+    ]
+    table = session.run("python", "-m", "omniq_conformance", "table", *files, silent=True, stderr=None)
+    page = ROOT / "docs" / "compatibility.md"
+    words, marker, _ = page.read_text("utf-8").partition("<!-- nox -s reports -->\n")
+    page.write_text(f"{words}{marker}\n{table}", "utf-8", newline="\n")
 
 
 @nox.session

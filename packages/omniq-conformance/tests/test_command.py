@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from omniq_conformance.catalogue import manifest
@@ -16,6 +18,8 @@ from omniq_conformance.report import (
     new_report,
     read_report,
     verdict_of,
+    without_paths,
+    without_places,
     write_report,
 )
 from omniq_conformance.table import render_table
@@ -98,3 +102,50 @@ def test_a_report_survives_its_file_and_tables_keep_their_columns(tmp_path: Path
     assert {line.count("|") for line in table if line.startswith("|")} == {4}
     assert "| tests passed | 1 of 2, 1 known deviations | 1 of 2, 1 known deviations |" in table
     assert "| `UNIQUE` | no (1) | no (1) |" in table
+
+
+def test_a_report_names_no_place_of_the_machine_that_made_it(tmp_path: Path) -> None:
+    failure = f"refused at 127.0.0.1:6379, {socket.gethostname()}:6379 and redis://u:p@db.example:1/0; see {tmp_path}/log"
+    suite = SuiteReport(
+        "TestX",
+        "non-conformant",
+        {},
+        Plugin("x", "omniq-x", "2.0", "XBackend"),
+        server="X 18.1.0 at localhost:5432",
+        absent={"unique": f"no {Path.cwd()}/x.so"},
+        tests=[CheckReport("test_x", "claim", "core", "failed", reason=failure)],
+    )
+    report = new_report(
+        f"pytest {Path.cwd()}/tests/x.py --rootdir={tmp_path} --omniq-report {tmp_path}/a.json", [suite]
+    )
+    file = tmp_path / "x.json"
+    write_report(report, file)
+    text = file.read_text("utf-8")
+    for place in (
+        str(Path.cwd()),
+        str(tmp_path),
+        tempfile.gettempdir(),
+        "127.0.0.1",
+        "6379",
+        "5432",
+        "db.example",
+    ):
+        assert place not in text
+    assert report.command == f"pytest tests/x.py --rootdir=…/{tmp_path.name} --omniq-report …/a.json"
+    assert report.suites[0].server == "X 18.1.0 at …"
+    assert report.suites[0].tests[0].reason.startswith("refused at …, … and redis://…; see …")
+
+
+def test_what_is_no_place_stays_in_a_report() -> None:
+    for text in (
+        "PostgreSQL 18.6",
+        "Valkey 9.1.0.2",
+        "tests/test_x.py:12: assert 1 / 2 == 3",
+        "claim: 10:30",
+        "a::B",
+    ):
+        assert without_places(text) == text
+    assert (
+        without_paths("pytest tests/a.py::TestX -k 'a and b' --x=1/2")
+        == "pytest tests/a.py::TestX -k 'a and b' --x=1/2"
+    )

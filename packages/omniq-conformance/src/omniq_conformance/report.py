@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
+import re
+import socket
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,6 +29,8 @@ __all__ = [
     "plugin_of",
     "read_report",
     "verdict_of",
+    "without_paths",
+    "without_places",
     "write_report",
 ]
 
@@ -140,15 +146,59 @@ def plugin_of(backend: type[Backend]) -> Plugin:
 
 
 def new_report(command: str, suites: Sequence[SuiteReport]) -> Report:
-    return Report(
+    """A report of these suites, made here and now. It is published as it is: so it names no place of this machine."""
+    report = Report(
         omniq_conformance=__version__,
         spi=".".join(map(str, SPI_VERSION)),
         python=platform.python_version(),
-        platform=platform.platform(),
+        platform=f"{platform.system()} {platform.machine()}",  # which kernel, and whose, is nobody's business
         at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=command,
+        command=without_paths(command),
         suites=suites,
     )
+    return msgspec.convert(_each_text(msgspec.to_builtins(report), without_places), Report)
+
+
+def without_paths(command: str) -> str:
+    """A command line in which a path from the root is one from here, or only a name."""
+
+    def shorter(found: re.Match[str]) -> str:
+        path = Path(found[1])
+        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else f"…/{path.name}"
+
+    return re.sub(r"(?<![^\s='\"])((?:/|[A-Za-z]:\\)[^\s'\"]+)", shorter, command)
+
+
+def without_places(text: str) -> str:
+    """``text`` without this machine: its folders, its name, and where the URLs and addresses in it point."""
+    text = re.sub(r"\b([A-Za-z][\w+.-]*://)[^\s'\"`<>)]+", r"\1…", text)
+    for folder in _folders():
+        text = re.sub(rf"(?<![\w.]){re.escape(folder)}(?=[/\\]|\b)", "…", text)
+    hosts = "|".join(
+        [*map(re.escape, {socket.gethostname(), "localhost"}), r"\d+(?:\.\d+){3}", r"\[[\da-f:]+\]"]
+    )
+    return re.sub(rf"(?<![\w.-])(?:{hosts}):\d{{2,5}}\b|\b127(?:\.\d+){{3}}\b", "…", text)
+
+
+def _folders() -> Sequence[str]:
+    """Where things are on this machine: the longest first, since one may be within another."""
+    found = {
+        os.getcwd(),
+        os.path.expanduser("~"),
+        tempfile.gettempdir(),
+        os.path.realpath(tempfile.gettempdir()),
+    }
+    return sorted((folder for folder in found if len(folder) > 1), key=len, reverse=True)
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_each_text(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: _each_text(item, change) for key, item in value.items()}
+    return value
 
 
 def write_report(report: Report, file: Path) -> None:

@@ -18,6 +18,7 @@ def render_table(reports: Iterable[Report]) -> str:
     rows = [
         ["", *(_name(suite) for _, suite in columns)],
         ["---", *("---" for _ in columns)],
+        ["suite run as", *(suite.suite for _, suite in columns)],
         ["verdict", *(f"**{suite.verdict}**" for _, suite in columns)],
         ["tests passed", *(_tests(suite) for _, suite in columns)],
         ["server", *(suite.server or "?" for _, suite in columns)],

@@ -223,6 +223,8 @@ class Door:
             sent.append(Sent(answer.task_id, created))
             if created and journal is not None:
                 journal.note(EventType.ENQUEUED, answer.task_id, queue=record.queue, name=record.name)
+        if journal is not None:
+            await journal.catch_up()
         return sent
 
 

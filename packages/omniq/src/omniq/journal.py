@@ -3,7 +3,8 @@
 (The worker's own log is :mod:`omniq.engine.emit`: it lives as long as the worker and knows claims. This one has nothing
 to start: a writer exists only while something is waiting to be written.)
 
-An event store that is slow or down slows nothing: the buffer is bounded, and what does not fit is dropped and counted.
+A producer that is faster than its event store waits for it, so that a store that works gets every event. One that is down
+slows nothing but for that one second: the buffer is bounded, and what does not fit is dropped and counted.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ __all__ = ["Journal"]
 log = logging.getLogger("omniq")
 
 MOST_WAITING = 20_000
+COMFORTABLE = 5_000
+"""A producer waits while more than this is to be written."""
+PATIENCE_S = 1.0
+"""How long a producer waits for the store, and how long a store that let it wait in vain is not waited for."""
 LARGEST_BATCH = 500
 TRIES = 4
 FIRST_PAUSE_S = 0.1
@@ -43,6 +48,7 @@ class Journal:
         self._backend = backend
         self._waiting: list[Event] = []
         self._writing: asyncio.Task[None] | None = None
+        self._hopeless_until = float("-inf")
         self.dropped = 0
 
     def note(self, kind: EventType, task_id: str, *, queue: str = "", name: str = "", **data: Any) -> None:
@@ -64,6 +70,20 @@ class Journal:
         )
         if self._writing is None:
             self._writing = asyncio.get_running_loop().create_task(self._write())
+
+    async def catch_up(self) -> None:
+        """Waits until little enough is to be written, for a while, unless waiting was in vain just before."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + PATIENCE_S
+        while (
+            len(self._waiting) > COMFORTABLE
+            and self._writing is not None
+            and loop.time() > self._hopeless_until
+        ):
+            before = len(self._waiting)
+            await asyncio.wait([self._writing], timeout=0.02)
+            if loop.time() >= end and len(self._waiting) >= before:
+                self._hopeless_until = loop.time() + PATIENCE_S
 
     async def _write(self) -> None:
         largest = min(LARGEST_BATCH, self._backend.limits.max_batch)

@@ -1,7 +1,8 @@
 """The log of events: noted while the work goes on, written behind it.
 
 Events come after the fact, in the order in which things happened here. A store that is slow or down slows nothing: the
-buffer is bounded, and what does not fit is dropped and counted.
+buffer is bounded, and what does not fit is dropped and counted. A store that works gets every event: while much is to be
+written, the worker claims nothing new.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ __all__ = ["Emitter"]
 log = logging.getLogger("omniq.worker")
 
 MOST_WAITING = 20_000
+COMFORTABLE = 5_000
+"""Nothing new is claimed while more than this is to be written to a store that works."""
+PATIENCE_S = 1.0
+"""A store that has not answered for so long is not waited for."""
 LARGEST_BATCH = 500
 CALL_TIMEOUT_S = 10.0
 
@@ -60,6 +65,9 @@ class Emitter:
         self.is_on = store is not None
         """Look here before gathering what an event would say."""
         self.dropped = 0
+        self._sent_at: float | None = None
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called after each write."""
         if store is not None and backend is not None:
             self._trouble = Trouble("append events", backend, clock)
             self._largest = min(LARGEST_BATCH, backend.limits.max_batch)
@@ -97,6 +105,13 @@ class Emitter:
         if self._rest.is_on:
             self._rest.poke()
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether a store that works has so much to be written that nothing more should be claimed."""
+        if len(self._waiting) <= COMFORTABLE or self._trouble.is_on:
+            return False
+        return self._sent_at is None or self._clock.monotonic() < self._sent_at + PATIENCE_S
+
     async def run(self) -> None:
         """Writes until :meth:`close`."""
         store = self._store
@@ -112,6 +127,7 @@ class Emitter:
             batch = [self._event(*noted) for noted in self._waiting[: self._largest]]
             del self._waiting[: self._largest]
             while True:
+                self._sent_at = self._clock.monotonic()
                 try:
                     async with asyncio.timeout(CALL_TIMEOUT_S):
                         await store.append(batch)
@@ -123,6 +139,8 @@ class Emitter:
                     await asyncio.sleep(pause_s)
                 else:
                     self._trouble.worked()
+                    self._sent_at = None
+                    self.on_progress()
                     break
 
     def _event(

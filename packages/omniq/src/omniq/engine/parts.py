@@ -114,6 +114,7 @@ def make_parts(
         most_unsettled=2 * (settings.max_prefetch + settings.max_workers) + 1000,
         on_progress=lambda: parts.claimer.progress(),
     )
+    parts.emitter.on_progress = lambda: parts.claimer.progress()
     parts.slots = Slots(
         desk,
         registry,

@@ -80,8 +80,10 @@ class Settler:
     def is_behind(self) -> bool:
         """Whether so much waits to be written that nothing more should be claimed."""
         beside = self._beside
-        return len(self._desk.finished) + self._in_flight > self._most_unsettled or (
-            beside is not None and (beside.is_down or beside.waiting > self._most_unsettled)
+        return (
+            len(self._desk.finished) + self._in_flight > self._most_unsettled
+            or self._emitter.is_behind
+            or (beside is not None and (beside.is_down or beside.waiting > self._most_unsettled))
         )
 
     def add(self, held: Held) -> None:
