@@ -171,7 +171,7 @@ def without_paths(command: str) -> str:
 
 def without_places(text: str) -> str:
     """``text`` without this machine: its folders, its name, and where the URLs and addresses in it point."""
-    text = re.sub(r"\b([A-Za-z][\w+.-]*://)[^\s'\"`<>)]+", r"\1…", text)
+    text = re.sub(r"\b([A-Za-z][\w+.-]*://)[^\s'\"`<>);,]+", r"\1…", text)
     for folder in _folders():
         text = re.sub(rf"(?<![\w.]){re.escape(folder)}(?=[/\\]|\b)", "…", text)
     hosts = "|".join(

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, Self, TypeVar, Unpack, cast, overload
 from omniq.assemble import FromSettings, Parts, parts_from_keywords
 from omniq.client import Client
 from omniq.config import Environment
+from omniq.context import current_task
 from omniq.events import AsyncEventStore, EventStore, Moment
 from omniq.handles import AsyncTask, AsyncTaskMaker, define
 from omniq.models import EventType, TaskEvent, TaskInfo, TaskResult
@@ -286,7 +287,27 @@ class AsyncOmniQ(FromSettings):
             the ids, by position.
         """
         records = self.task_queue.records("enqueue_many", calls, cast(Mapping[str, Any], parameters))
-        return [sent.task_id for sent in await self.client.send_records(records)]
+        return [
+            sent.task_id for sent in await self.client.send_records(records, parameters.get("transaction"))
+        ]
+
+    async def complete_within(self, transaction: object, value: Any = None) -> None:
+        """Ends the task whose function is calling, as succeeded, as a part of the caller's own transaction: its effects there
+        and its end are committed together or not at all. Call it last, commit, and return.
+
+        If the transaction is rolled back, the task ends as if this had not been called.
+
+        Args:
+            transaction: see ``transaction=`` of :meth:`enqueue`; on the storage that the queue is on.
+            value: the task's result. What the function returns is then not looked at any more.
+
+        Raises:
+            LookupError: called outside a task.
+            LeaseLost: another worker has the task; roll back.
+            MissingCapability: the backend cannot do it.
+            NotSerializable: ``value`` cannot be encoded.
+        """
+        await self.client.complete_within(transaction, current_task(), value)
 
     async def get_result(self, task_id: TaskId, timeout: Duration | None = None) -> TaskResult | None:
         """How a task ended, waiting for it if need be.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from omniq.context import TaskContext
 from omniq.door import Sent
 from omniq.errors import PartMissing
 from omniq.events import AsyncEventStore
@@ -52,12 +53,15 @@ class Client:
         parameters: Mapping[str, Any],
     ) -> Sent:
         """Sends one call."""
-        [sent] = await self.send_records([self.task_queue.record(definition, args, kwargs, parameters)])
+        record = self.task_queue.record(definition, args, kwargs, parameters)
+        [sent] = await self.send_records([record], parameters.get("transaction"))
         return sent
 
-    async def send_records(self, records: Sequence[TaskRecord]) -> list[Sent]:
+    async def send_records(
+        self, records: Sequence[TaskRecord], transaction: object | None = None
+    ) -> list[Sent]:
         """Sends records, and tells this program's own worker of queues that are new to it."""
-        sent = await self.task_queue.send_records(records)
+        sent = await self.task_queue.send_records(records, transaction)
         worker = self.worker
         if worker is not None and worker.is_running:
             for record in records:
@@ -65,6 +69,12 @@ class Client:
                     self._told.add(record.queue)
                     worker.learn_queue(record.queue)
         return sent
+
+    async def complete_within(self, transaction: object, task: TaskContext, value: Any) -> None:
+        """See ``AsyncOmniQ.complete_within``."""
+        store = self.result_store
+        keeps_result = store is not None and store.backend is self.task_queue.backend
+        await self.task_queue.complete_within(transaction, task, value, keeps_result=keeps_result)
 
     def set_worker(self, worker: Worker | None) -> None:
         """Makes ``worker`` this program's own."""

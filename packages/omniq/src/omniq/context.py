@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 
 from omniq.errors import TaskCancelled
-from omniq_core import Claim
+from omniq_core import Claim, Lease
 
 __all__ = ["TaskContext", "current_task", "running_task"]
 
@@ -70,6 +70,11 @@ class TaskContext:
     def fence(self) -> int:
         """The fencing token: rises with every start of this task."""
         return self._claim.lease.fence
+
+    @property
+    def lease(self) -> Lease:
+        """What the worker holds the task by."""
+        return self._claim.lease
 
     @property
     def enqueued_at(self) -> float:

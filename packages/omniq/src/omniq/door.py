@@ -15,6 +15,9 @@ import random
 from collections import deque
 from collections.abc import Sequence
 
+from omniq.codec import encode_success
+from omniq.context import TaskContext
+from omniq.errors import LeaseLost
 from omniq.journal import Journal
 from omniq.models import EventType
 from omniq.plugins import hooks
@@ -24,8 +27,10 @@ from omniq_core import (
     Enqueued,
     OmniQError,
     Outcome,
+    Settlement,
     TaskRecord,
     TooLarge,
+    Verb,
     check_name,
     check_task_id,
 )
@@ -106,6 +111,40 @@ class Door:
                 answers += await self._share(records[start : start + largest])
             return answers
         return await self._share(records) if records else []
+
+    async def send_within(self, transaction: object, records: Sequence[TaskRecord]) -> list[Sent]:
+        """:meth:`send` as a part of the caller's own transaction. Nothing is shared, repeated or logged."""
+        self.stores.need(Capability.TX_ENQUEUE, "transaction=")
+        records = self._adjusted(records)
+        for record in records:
+            self._check(record)
+        try:
+            answers = await self._queue.enqueue_within(transaction, records)
+        except (TypeError, ValueError):  # what was given is no transaction of this backend
+            raise
+        except Exception as error:
+            raise explain(self._backend, error, "enqueue within the transaction") from error
+        return [Sent(answer.task_id, answer.outcome is Outcome.OK) for answer in answers]
+
+    async def complete_within(
+        self, transaction: object, task: TaskContext, value: object, *, keeps_result: bool
+    ) -> None:
+        """See ``AsyncOmniQ.complete_within``. The worker settles the task once more when its function has returned: it is
+        told that this very lease has done so, or, after a rollback, does it then."""
+        self.stores.need(Capability.TX_ENQUEUE, "complete_within()")
+        result = None
+        if keeps_result and Capability.ATOMIC_SETTLE in self.stores.capabilities:
+            now = self._backend.clock.time()
+            result = encode_success(value, now, now, task.worker_id, task.attempt, task.name, task.queue)
+        settlement = Settlement(task.lease, Verb.SUCCEED, result=result)
+        try:
+            [outcome] = await self._queue.settle_within(transaction, [settlement])
+        except (TypeError, ValueError):
+            raise
+        except Exception as error:
+            raise explain(self._backend, error, "complete within the transaction") from error
+        if outcome not in (Outcome.OK, Outcome.DUPLICATE):
+            raise LeaseLost(f"another worker has task {task.task_id}; roll back", task_id=task.task_id)
 
     def _adjusted(self, records: Sequence[TaskRecord]) -> Sequence[TaskRecord]:
         """The records that plugins want instead."""

@@ -11,6 +11,7 @@ from omniq_core import OmniQError
 __all__ = [
     "ArgumentError",
     "DuplicateTask",
+    "LeaseLost",
     "NotSerializable",
     "PartMissing",
     "RemoteTraceback",
@@ -105,6 +106,12 @@ class WorkerLost(TaskError):
     """The workers that ran the task died under it, as often as it was allowed to."""
 
     code = "OMQ-T015"
+
+
+class LeaseLost(TaskError):
+    """Another worker has the task: what this run was about to write must not be written."""
+
+    code = "OMQ-T016"
 
 
 class RemoteTraceback(Exception):

@@ -212,7 +212,7 @@ class _BoundTask(Generic[P, R, C]):
             else:
                 args, kwargs = tuple(call), {}
             records.append(self._client.task_queue.record(self.definition, args, kwargs, self._parameters))
-        sent = await self._client.send_records(records)
+        sent = await self._client.send_records(records, self._parameters.get("transaction"))
         return [AsyncTaskHandle(self._client, self.definition, one) for one in sent]
 
 

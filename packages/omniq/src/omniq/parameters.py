@@ -86,6 +86,10 @@ class CallParameters(RunParameters, total=False):
     """Made by the caller. Enqueuing the same id again changes nothing."""
     unique_key: str | None
     """At most one pending or running task holds a key. While one does, enqueuing gives that task's id."""
+    transaction: object | None
+    """A connection of the backend's client library (or a SQLAlchemy session over it) with a transaction open: the task is
+    enqueued as a part of that transaction, seen by nobody before it commits, and gone if it is rolled back. The backend's
+    README says which kinds it takes. No ``enqueued`` event is logged, as the commit is not ours."""
     headers: Mapping[str, str] | None
     """Text that travels along; see ``omniq.current_task().headers``."""
 
@@ -282,6 +286,8 @@ def split_call(
         if func is None:
             raise TypeError(f"a call for {where} needs 'func', got {sorted(call)}")
         refuse_unknown(where, own, EnqueueParameters)
+        if "transaction" in own:
+            raise TypeError(f"a transaction is for all calls: give it to {where} itself")
         args, kwargs = split_arguments((), own)
         return func, args, kwargs, {**common, **own}
     if not isinstance(call, tuple):

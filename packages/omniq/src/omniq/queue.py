@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack, cast
 
 from omniq.by_name import ByName, FromConfig
 from omniq.component import SyncComponent
+from omniq.context import TaskContext
 from omniq.door import Door, Sent
 from omniq.ids import new_id
 from omniq.models import TaskInfo
@@ -128,7 +129,7 @@ class AsyncTaskQueue(FromConfig, QueueOperations):
             refuse_unknown("enqueue", given, EnqueueParameters)
         positional, kwargs = split_arguments(args, given)
         record = self.record(func, positional, kwargs, given)
-        [sent] = await self.send_records([record])
+        [sent] = await self.send_records([record], given.get("transaction"))
         return sent.task_id
 
     async def enqueue_many(self, calls: Iterable[Call], **parameters: Unpack[CallParameters]) -> list[str]:
@@ -146,11 +147,32 @@ class AsyncTaskQueue(FromConfig, QueueOperations):
             as for :meth:`enqueue`.
         """
         records = self.records("enqueue_many", calls, cast(Mapping[str, Any], parameters))
-        return [sent.task_id for sent in await self.send_records(records)]
+        return [sent.task_id for sent in await self.send_records(records, parameters.get("transaction"))]
 
-    async def send_records(self, records: Sequence[TaskRecord]) -> list[Sent]:
+    async def send_records(
+        self, records: Sequence[TaskRecord], transaction: object | None = None
+    ) -> list[Sent]:
         """:meth:`enqueue` for records that were made by :meth:`record`, telling more about what became of them."""
-        return await (await self._here()).send(records)
+        door = await self._here()
+        return await (door.send(records) if transaction is None else door.send_within(transaction, records))
+
+    async def complete_within(
+        self, transaction: object, task: TaskContext, value: Any, *, keeps_result: bool
+    ) -> None:
+        """Ends ``task``, whose function is running, as a part of the caller's own transaction.
+
+        Args:
+            transaction: the caller's.
+            task: the running task.
+            value: its result.
+            keeps_result: results are on this very backend, so that this one belongs into the transaction.
+
+        Raises:
+            LeaseLost: another worker has the task.
+            MissingCapability: the backend cannot do it.
+        """
+        door = await self._here()
+        await door.complete_within(transaction, task, value, keeps_result=keeps_result)
 
     def definition(self, func: Callable[..., Any] | str) -> TaskDefinition[..., Any]:
         """The definition of what was given to ``enqueue``, registered if need be.

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
 
 from omniq.app import AsyncOmniQ
 from omniq.assemble import FromSettings, Parts
+from omniq.context import current_task
 from omniq.events import AsyncEventStore, EventStore, Moment
 from omniq.handles import Task, TaskMaker, define
 from omniq.models import EventType, TaskEvent, TaskInfo, TaskResult
@@ -210,6 +211,11 @@ class OmniQ(FromSettings):
     ) -> str:
         """See :meth:`AsyncOmniQ.enqueue`."""
         return run_sync(self.aio.enqueue(func, *args, **parameters))
+
+    def complete_within(self, transaction: object, value: Any = None) -> None:
+        """See :meth:`AsyncOmniQ.complete_within`. A connection that belongs to its thread (``sqlite3``) must have been opened
+        with ``check_same_thread=False``, here and for ``transaction=`` of :meth:`enqueue`."""
+        run_sync(self.aio.client.complete_within(transaction, current_task(), value))
 
     def enqueue_many(self, calls: Iterable[Call], **parameters: Unpack[CallParameters]) -> list[str]:
         """See :meth:`AsyncOmniQ.enqueue_many`."""

@@ -51,7 +51,7 @@ INSIDE = {
         "starts_worker",
     },
     # What the faces and the client use of one another.
-    AsyncTaskQueue: {"definition", "record", "records", "send_records"},
+    AsyncTaskQueue: {"definition", "record", "records", "send_records", "complete_within"},
     AsyncResultStore: {"look_again"},
 }
 
