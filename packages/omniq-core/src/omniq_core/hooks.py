@@ -43,7 +43,8 @@ class HookSpecs:
 
     @hookspec
     def omniq_tasks_enqueuing(self, records: Sequence[TaskRecord]) -> Sequence[TaskRecord] | None:
-        """Tasks are about to be enqueued; the records that are returned take their place, one for one."""
+        """Tasks are about to be enqueued; the records that are returned take their place, one for one. The next plugin sees
+        those."""
 
     @hookspec
     def omniq_tasks_enqueued(self, records: Sequence[TaskRecord], answers: Sequence[Enqueued]) -> None:

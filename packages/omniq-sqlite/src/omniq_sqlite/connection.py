@@ -48,7 +48,8 @@ class UsedAfterFork(Closed):
         BackendError.__init__(
             self,
             f"this sqlite backend was opened in process {opener}, and this is its fork {os.getpid()}; a connection to "
-            "SQLite must not cross a fork. Open another one here: backend.twin(), or make the backend after forking",
+            "SQLite must not cross a fork, nor may its file be opened on both sides. Close it before forking, or start "
+            "processes with 'spawn' or 'forkserver'",
             ErrorCode.CLOSED,
             "sqlite",
         )

@@ -26,6 +26,8 @@ try:
 except ImportError:  # Windows: SQLite's own locks must do
     fcntl = None  # type: ignore[assignment]
 
+from omniq_core import BackendError, ErrorCode
+
 __all__ = ["EVENT", "QUEUE", "RESULT", "LockFile"]
 
 QUEUE, RESULT, EVENT = 1, 2, 4
@@ -35,6 +37,10 @@ _COUNTS = struct.Struct("<3Q")
 _EMPTY = _COUNTS.pack(0, 0, 0)
 
 _open: weakref.WeakSet[LockFile] = weakref.WeakSet()
+_inherited: set[str] = set()
+"""Files that were open when this process was forked. SQLite keeps its locks in the process's memory, so the library in a
+fork believes to hold what its parent holds: another connection to the same file may hang, or write without a lock
+("How To Corrupt An SQLite Database File", section 2.6). So no file is opened on both sides of a fork."""
 
 
 class LockFile:
@@ -45,6 +51,14 @@ class LockFile:
     """
 
     def __init__(self, path: str) -> None:
+        if os.path.realpath(path) in _inherited:
+            raise BackendError(
+                f"{path.removesuffix('.lock')} was open when this process was forked, and SQLite must not use a file on "
+                "both sides of a fork. Close the backend before forking, open it first in the child, or start processes "
+                "with 'spawn' or 'forkserver'",
+                ErrorCode.INVALID,
+                "sqlite",
+            )
         self.path = path
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         _open.add(self)
@@ -88,6 +102,8 @@ class LockFile:
 
 def _close_inherited() -> None:
     for lock in list(_open):
+        if lock.fd >= 0:
+            _inherited.add(os.path.realpath(lock.path))
         lock.close()
 
 

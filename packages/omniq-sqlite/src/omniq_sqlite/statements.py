@@ -15,7 +15,8 @@ all the bodies in one string of hexadecimal digits: 12 ms, and 1.5 µs instead o
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -63,6 +64,18 @@ def unpack(sizes: Sequence[int | None], digits: str | None) -> list[bytes | None
     return found
 
 
+def _by_place(values: Sequence[Any]) -> Sequence[Any]:
+    return values
+
+
+def _by_name(values: Sequence[Any]) -> Mapping[str, Any]:
+    return {str(number): value for number, value in enumerate(values, 1)}
+
+
+_numbered: Callable[[Sequence[Any]], Any] = _by_place if sys.version_info < (3, 14) else _by_name
+"""``?1`` counts as a named parameter: from Python 3.14 on only a mapping may fill it in, before that a quicker tuple does."""
+
+
 class Rows:
     """A statement over a list of rows, in a few texts.
 
@@ -100,7 +113,7 @@ class Rows:
         for count in CHUNKS:
             while left >= count:
                 end = start + count * width
-                changed += tx.run(self._texts[count], (*shared, *values[start:end]))
+                changed += tx.run(self._texts[count], _numbered((*shared, *values[start:end])))
                 start, left = end, left - count
         return changed
 

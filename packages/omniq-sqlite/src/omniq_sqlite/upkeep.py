@@ -34,10 +34,10 @@ WORKER_LOST = "its worker was lost: the lease ended"
 
 REAP, EXPIRE, PRUNE, PRUNE_RESULTS = 1, 2, 4, 8
 
-DUE_WORK = """select exists(select 1 from omniq_claim where expires_at <= ?1)
-  + 2 * exists(select 1 from omniq_expiring where expires_at <= ?1)
-  + 4 * exists(select 1 from omniq_finished where at <= ?2)
-  + 8 * exists(select 1 from omniq_result_end where at <= ?1)"""
+DUE_WORK = """select exists(select 1 from omniq_claim where expires_at <= ?)
+  + 2 * exists(select 1 from omniq_expiring where expires_at <= ?)
+  + 4 * exists(select 1 from omniq_finished where at <= ?)
+  + 8 * exists(select 1 from omniq_result_end where at <= ?)"""
 ENDED = """select json_group_array(json_array(token, worker_id, expires_at, keyed, json(cancelled), json(open))) from
   (select * from omniq_claim where expires_at <= ? order by expires_at limit ?)"""
 LOST = f"""update omniq_task set attempt = attempt + 1, crashes = crashes + 1, fence = ?, run_at = ?, reason = ?
@@ -63,7 +63,7 @@ _ids = msgspec.json.Decoder(list[str])
 
 def due_work(connection: sqlite3.Connection, now: int, retention: int) -> int:
     """Which parts of a round have something to do, as bits."""
-    found: int = connection.execute(DUE_WORK, (now, now - retention)).fetchall()[0][0]
+    found: int = connection.execute(DUE_WORK, (now, now, now - retention, now)).fetchall()[0][0]
     return found
 
 

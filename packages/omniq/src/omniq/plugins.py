@@ -89,6 +89,8 @@ class Hooks:
                 else:
                     if value is not None:
                         found.append(value)
+                        if hook == "omniq_tasks_enqueuing":  # each sees what the one before made of them
+                            arguments["records"] = value
             return found
 
         return call
