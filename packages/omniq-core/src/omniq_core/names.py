@@ -50,6 +50,8 @@ def check_task_id(task_id: str) -> str:
 
 
 def _check(what: str, name: str, longest: int) -> str:
+    if type(name) is str and name.isascii() and name.isprintable() and 0 < len(name) <= longest:
+        return name  # what nearly all are, and every id of our own making
     if not isinstance(name, str):
         raise TypeError(f"a {what} must be text, got {type(name).__name__}: {name!r}")
     if not name:

@@ -202,6 +202,9 @@ class Door:
         try:
             while self._line:
                 await self._send_some_of_the_line()
+                # Whoever was just answered may come straight back, and can share the next call if it waits this one turn
+                # of the loop; else two halves of a crowd would take turns for ever.
+                await asyncio.sleep(0)
         finally:
             self._draining = None
             for waiting in self._line:  # not empty only if we were cancelled: the loop is coming to its end
