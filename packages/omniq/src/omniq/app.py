@@ -11,6 +11,7 @@ from omniq.client import Client
 from omniq.config import Environment
 from omniq.context import current_task
 from omniq.events import AsyncEventStore, EventStore, Moment
+from omniq.guarantees import Guarantees
 from omniq.handles import AsyncTask, AsyncTaskMaker, define
 from omniq.models import EventType, TaskEvent, TaskInfo, TaskResult
 from omniq.parameters import (
@@ -420,6 +421,10 @@ class AsyncOmniQ(FromSettings):
         if self.result_store is not None:
             done += await self.result_store.cleanup_expired()
         return done
+
+    async def guarantees(self) -> Guarantees:
+        """What this program's mix of backends promises: what is lost in which accident, by the backends' own settings now."""
+        return await self.client.guarantees()
 
     async def check(self) -> dict[str, Health]:
         """What each store's server is and what its settings mean for tasks, by part: ``task_queue``, and ``result_store``

@@ -9,10 +9,12 @@ from omniq.context import TaskContext
 from omniq.door import Sent
 from omniq.errors import PartMissing
 from omniq.events import AsyncEventStore
+from omniq.guarantees import Guarantees, guarantees
 from omniq.models import TaskResult, TaskStatus
 from omniq.parameters import Duration, TaskId, task_id_of
 from omniq.queue import AsyncTaskQueue
 from omniq.results import AsyncResultStore
+from omniq.stores import Stores
 from omniq.task import TaskDefinition
 from omniq.waiting import UnknownId
 from omniq.workers import Worker
@@ -140,6 +142,15 @@ class Client:
             if self.worker is not None:
                 self.worker.cancel_soon(task_id)
         return is_stopping
+
+    async def guarantees(self) -> Guarantees:
+        """What this mix of backends promises."""
+        parts = [None if part is None else part.backend for part in (self.result_store, self.event_store)]
+        opened = await Stores(self.task_queue.backend, *parts).open()
+        try:
+            return await guarantees(opened)
+        finally:
+            await opened.close()
 
     async def check(self) -> dict[str, Health]:
         """What each store's server is, by part; a part on the queue's own backend is not named again."""

@@ -10,6 +10,7 @@ from omniq.app import AsyncOmniQ
 from omniq.assemble import FromSettings, Parts
 from omniq.context import current_task
 from omniq.events import AsyncEventStore, EventStore, Moment
+from omniq.guarantees import Guarantees
 from omniq.handles import Task, TaskMaker, define
 from omniq.models import EventType, TaskEvent, TaskInfo, TaskResult
 from omniq.parameters import (
@@ -287,6 +288,10 @@ class OmniQ(FromSettings):
     def cleanup_expired(self) -> int:
         """See :meth:`AsyncOmniQ.cleanup_expired`."""
         return run_sync(self.aio.cleanup_expired())
+
+    def guarantees(self) -> Guarantees:
+        """See :meth:`AsyncOmniQ.guarantees`."""
+        return run_sync(self.aio.guarantees())
 
     def check(self) -> dict[str, Health]:
         """See :meth:`AsyncOmniQ.check`."""

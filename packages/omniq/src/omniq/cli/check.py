@@ -12,6 +12,7 @@ import click
 from omniq.cli.application import find_application, open_url
 from omniq.cli.failure import FAILED
 from omniq.cli.show import as_json, fields
+from omniq.guarantees import Guarantees
 from omniq.plugins import hooks
 from omniq_core import BACKENDS, SERIALIZERS, WORKERS, Health, PluginError, Registry, Severity, backend_class
 
@@ -30,19 +31,20 @@ def check(app: str | None, url: str | None, wants_json: bool) -> int:
         return _check_plugins(wants_json)
     program = find_application(app) if url is None else open_url(None, url)
 
-    async def look() -> dict[str, Health]:
+    async def look() -> tuple[dict[str, Health], Guarantees]:
         async with program.client_only() as client:
-            return await client.check()
+            return await client.check(), await client.guarantees()
 
-    found = asyncio.run(look())
+    found, promise = asyncio.run(look())
     is_wrong = any(
         finding.severity is Severity.ERROR for health in found.values() for finding in health.findings
     )
     if wants_json:
-        click.echo(as_json(found))
+        click.echo(as_json({**found, "guarantees": promise}))
     else:
         for part, health in found.items():
             _print_health(part, health)
+        _print_promise(promise)
     return FAILED if is_wrong else 0
 
 
@@ -61,8 +63,16 @@ def _print_health(part: str, health: Health) -> None:
     for finding in health.findings:
         click.echo(
             f"  {finding.severity.value}: {finding.message}"
-            + (f" {finding.advice}" if finding.advice else "")
+            + (f"; {finding.advice}" if finding.advice else "")
         )
+
+
+def _print_promise(promise: Guarantees) -> None:
+    click.echo(f"together: {promise.delivery}")
+    for accident in promise.accidents:
+        window = "" if accident.window_s is None else f" (up to {accident.window_s:g} s)"
+        losses = f"tasks {accident.tasks.value}, results {accident.results.value}, events {accident.events.value}{window}"
+        click.echo(f"  if {accident.name}, lost: {losses}; {accident.note}")
 
 
 def _check_plugins(wants_json: bool) -> int:

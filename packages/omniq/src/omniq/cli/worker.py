@@ -17,6 +17,7 @@ from omniq_core import MissingCapability, WorkerReport
 
 if TYPE_CHECKING:
     from omniq.app import AsyncOmniQ
+    from omniq.stores import OpenStores
     from omniq.workers import Worker
 
 __all__ = ["worker"]
@@ -147,9 +148,26 @@ async def _serve(made: Worker, burst: bool) -> WorkerReport:
 
     uninstall = install(asyncio.get_running_loop(), made.engine)
     try:
-        return await made.run(burst=burst)
+        opened = await made.stores.open()
+        try:
+            await _warn(opened)
+            return await made.run(burst=burst)
+        finally:
+            await opened.close()
     finally:
         uninstall()
+
+
+async def _warn(opened: OpenStores) -> None:
+    """Says what the storage may lose, by its settings now. Nothing that goes wrong here keeps the worker from its work."""
+    from omniq.guarantees import guarantees, warnings
+
+    log = logging.getLogger("omniq.worker")
+    try:
+        for line in warnings(await guarantees(opened)):
+            log.warning("%s; see omniq check", line)
+    except Exception as error:
+        log.warning("what the storage guarantees could not be found out: %s", error)
 
 
 def _banner(app: str, program: AsyncOmniQ, made: Worker) -> None:
