@@ -96,4 +96,10 @@ GET_RESULTS = call("get_results", "text[]", writes=False)
 DELETE_RESULTS = call("delete_results", "text[]")
 APPEND = call("append", "text[]", "text[]", "text[]", "float8[]", "text[]", "text[]", "text[]", "bytea[]")
 TRUNCATE = call("truncate", "float8", "integer")
-NOTIFY = Statement("omniq_notify", "select pg_notify({}, {})", ("text", "text"), writes=False)
+NOTIFY = Statement(
+    "omniq_notify",
+    # Its commit is worth no fsync: a wake-up that is lost is found by the waiters' own looking.
+    "select set_config('synchronous_commit', 'off', true), pg_notify({}, {})",
+    ("text", "text"),
+    writes=False,
+)
