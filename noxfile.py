@@ -8,6 +8,7 @@ of what is ours, so a new package joins every session by being there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -107,36 +108,45 @@ def wheel(name: str) -> Path:
     return ROOT / "dist" / f"{name.replace('-', '_')}-{project(name)['version']}-py3-none-any.whl"
 
 
-WITH_SERVERS = {"omniq-postgres", "omniq-redis"}
-"""Packages whose tests start servers."""
+BESIDE = [["packages/omniq-postgres/tests"], ["packages/omniq-redis/tests", "tests/crashes"]]
+"""What is tested beside the rest: most of it waits for a server, a lease or a disk."""
 
 
 def run_tests(session: nox.Session) -> None:
-    """Everything that pytest finds, as two runs side by side: most tests wait for a process, a lease or a disk. The output
-    of the second follows that of the first. With arguments it is one run, of what they say."""
-    # The type checkers too: a test holds users' programs (tests/typing) up to them.
-    session.install(*editable(PACKAGES, extras=True), *TEST_REQUIREMENTS, *TYPES_REQUIREMENTS)
+    """Everything that pytest finds, as several runs side by side; the output of each follows in turn. With arguments it is one
+    run, of what they say."""
+    session.install(*editable(PACKAGES, extras=True), *TEST_REQUIREMENTS)
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
-    servers = [f"packages/{name}/tests" for name in PACKAGES if name in WITH_SERVERS] + ["tests/crashes"]
-    others = [f"packages/{name}/tests" for name in PACKAGES if name not in WITH_SERVERS] + ["tests"]
-    options = ["-p", "no:cacheprovider"]  # both would write it
-    with tempfile.TemporaryFile("w+") as output:
-        beside = subprocess.Popen(
-            [str(Path(session.bin) / "pytest"), *options, *servers],
-            cwd=ROOT,
-            env={**os.environ, **{name: value for name, value in session.env.items() if value is not None}},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+    apart = {path for group in BESIDE for path in group}
+    rest = [path for path in [*(f"packages/{name}/tests" for name in PACKAGES), "tests"] if path not in apart]
+    options = ["-p", "no:cacheprovider"]  # all would write it
+    environment = {**os.environ, **{name: value for name, value in session.env.items() if value is not None}}
+    pytest = str(Path(session.bin) / "pytest")
+    failed = False
+    with contextlib.ExitStack() as stack:
+        beside = []
+        for group in BESIDE:
+            output = stack.enter_context(tempfile.TemporaryFile("w+"))
+            process = subprocess.Popen(
+                [pytest, *options, *group], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+            beside.append((process, output))
         try:
-            session.run("pytest", *options, *others, "--ignore=tests/crashes")
+            session.run(
+                "pytest",
+                *options,
+                *rest,
+                *(f"--ignore={path}" for path in apart if path.startswith("tests/")),
+            )
         finally:
-            code = beside.wait()
-            output.seek(0)
-            shutil.copyfileobj(output, sys.stdout)
-    if code:
+            for process, output in beside:
+                failed |= process.wait() != 0
+                output.seek(0)
+                shutil.copyfileobj(output, sys.stdout)
+                sys.stdout.flush()
+    if failed:
         session.error("of the tests beside, some have failed: see above")
 
 
