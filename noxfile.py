@@ -113,7 +113,7 @@ BESIDE = [["packages/omniq-postgres/tests"], ["packages/omniq-redis/tests", "tes
 
 
 def run_tests(session: nox.Session) -> None:
-    """Everything that pytest finds, as several runs side by side; the output of each follows in turn. With arguments it is one
+    """Everything that pytest finds, as several runs side by side; their output follows in turn. With arguments it is one
     run, of what they say."""
     session.install(*editable(PACKAGES, extras=True), *TEST_REQUIREMENTS)
     if session.posargs:
