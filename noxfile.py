@@ -115,7 +115,8 @@ BESIDE = [["packages/omniq-postgres/tests"], ["packages/omniq-redis/tests", "tes
 def run_tests(session: nox.Session) -> None:
     """Everything that pytest finds, as several runs side by side; their output follows in turn. With arguments it is one
     run, of what they say."""
-    session.install(*editable(PACKAGES, extras=True), *TEST_REQUIREMENTS)
+    # The type checkers are under test as well: packages/omniq/tests/typing lets them judge users' code.
+    session.install(*editable(PACKAGES, extras=True), *TEST_REQUIREMENTS, *TYPES_REQUIREMENTS)
     if session.posargs:
         session.run("pytest", *session.posargs)
         return
