@@ -413,7 +413,9 @@ class SkippingInARace(Specimen):
             store = self._backend.store()
             numbers = store.__dict__.setdefault("numbers", {})
             since = float(after or -1)
-            later = (e for e in store._events if numbers.get(e.id, -1) > since and _event_matches(e, which))
+            with store.lock:  # what it gets wrong is the order, not the memory
+                kept = list(store._events)
+            later = (e for e in kept if numbers.get(e.id, -1) > since and _event_matches(e, which))
             found = sorted(later, key=lambda e: (numbers[e.id], e.at))[:limit]
             return Page(found, repr(numbers[found[-1].id]) if found else after or "-1")
 
