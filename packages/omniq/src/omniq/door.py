@@ -37,6 +37,8 @@ from omniq_core import (
 
 __all__ = ["Door", "Sent"]
 
+MOST_CHECKED = 1024
+"""How many pairs of a queue's and a task's name are remembered to be usable."""
 TRIES = 5
 FIRST_PAUSE_S = 0.05
 """Before the second try, in seconds; it doubles. Five tries with their pauses take about a second."""
@@ -77,6 +79,7 @@ class Door:
         self._queue = stores.queue
         self._limits = stores.queue_backend.limits
         self._checks_needs = not stores.capabilities.issuperset(_NEEDS)
+        self._checked_names: set[tuple[str, str]] = set()
         self._line: deque[_Waiting] = deque()
         self._is_busy = False
         self._draining: asyncio.Task[None] | None = None
@@ -161,8 +164,12 @@ class Door:
 
     def _check(self, record: TaskRecord) -> None:
         check_task_id(record.id)
-        check_name("queue name", record.queue)
-        check_name("task name", record.name)
+        names = (record.queue, record.name)
+        if names not in self._checked_names:
+            check_name("queue name", record.queue)
+            check_name("task name", record.name)
+            if len(self._checked_names) < MOST_CHECKED:
+                self._checked_names.add(names)
         if record.unique_key is not None:
             check_name("unique key", record.unique_key)
         if len(record.body) > self._limits.max_body_bytes:
