@@ -25,7 +25,7 @@ __all__ = ["INLINE", "Rows", "Transaction", "encode", "hex_if_small", "micro", "
 
 T = TypeVar("T")
 
-CHUNKS = (256, 64, 16, 4, 1)
+CHUNKS = (250, 64, 10, 1)
 INLINE = 16 * 1024
 """Bodies up to this many bytes come as hexadecimal digits within the one row; larger ones are fetched one by one."""
 
