@@ -56,10 +56,7 @@ class Client:
     ) -> Sent:
         """Sends one call."""
         record = self.task_queue.record(definition, args, kwargs, parameters)
-        if self.worker is None and not parameters:  # the short way of what producers do all day
-            [sent] = await self.task_queue.send_records([record])
-        else:
-            [sent] = await self.send_records([record], parameters.get("transaction"))
+        [sent] = await self.send_records([record], parameters.get("transaction"))
         return sent
 
     async def send_records(

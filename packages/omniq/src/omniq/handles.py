@@ -227,8 +227,7 @@ class AsyncTask(_BoundTask[P, R, C]):
             NotSerializable: an argument cannot be sent.
             MissingCapability, TooLarge, BackendError: see ``AsyncOmniQ.enqueue``.
         """
-        sent = await self._client.send(self.definition, args, kwargs, self._parameters)
-        return AsyncTaskHandle(self._client, self.definition, sent)
+        return await self._enqueue(args, kwargs)
 
     async def enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]
