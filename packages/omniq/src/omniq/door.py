@@ -192,7 +192,7 @@ class Door:
     # --- group commit -------------------------------------------------------------------------------------------
 
     async def _share(self, records: Sequence[TaskRecord]) -> list[Sent]:
-        if self._is_busy or self._line:
+        if self._is_busy:
             future: asyncio.Future[list[Sent]] = asyncio.get_running_loop().create_future()
             self._line.append(_Waiting(records, future))
             return await future
@@ -200,12 +200,13 @@ class Door:
         try:
             return await self._call(records)
         finally:
-            self._is_busy = False
             if self._line:
                 self._draining = asyncio.get_running_loop().create_task(self._drain())
+            else:
+                self._is_busy = False
 
     async def _drain(self) -> None:
-        """Sends the line, call by call, until it is empty."""
+        """Sends the line, call by call, until it is empty; the door is busy all the while."""
         try:
             while self._line:
                 await self._send_some_of_the_line()
@@ -213,6 +214,8 @@ class Door:
                 # of the loop; else two halves of a crowd would take turns for ever.
                 await asyncio.sleep(0)
         finally:
+            # In the same step as the last look at the line: who comes next must see that nobody is on the way.
+            self._is_busy = False
             self._draining = None
             for waiting in self._line:  # not empty only if we were cancelled: the loop is coming to its end
                 waiting.future.cancel()
@@ -226,7 +229,6 @@ class Door:
             if not waiting.future.cancelled():
                 batch.append(waiting)
                 size += len(waiting.records)
-        self._is_busy = True
         try:
             answers = await self._call([record for waiting in batch for record in waiting.records])
         except Exception as error:
@@ -238,8 +240,6 @@ class Door:
             for waiting in batch:
                 waiting.future.cancel()
             raise
-        finally:
-            self._is_busy = False
         start = 0
         for waiting in batch:
             end = start + len(waiting.records)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -257,6 +257,32 @@ def test_coroutines_share_the_call_that_is_under_way(monkeypatch: pytest.MonkeyP
 
     asyncio.run(main())
     assert recorder.calls == [1, 99]
+
+
+class Turns(asyncio.Event):
+    """Lets each call take a few turns of the loop, as a call to a store does."""
+
+    async def wait(self) -> Literal[True]:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return True
+
+
+def test_a_crowd_that_comes_back_again_and_again_shares_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(monkeypatch)
+    recorder.release = Turns()
+
+    async def main() -> None:
+        async with AsyncTaskQueue.from_backend(recorder.backend) as queue:
+
+            async def send_ten() -> None:
+                for n in range(10):
+                    await queue.enqueue(join, n)
+
+            await asyncio.gather(*(send_ten() for _ in range(64)))
+
+    asyncio.run(main())
+    assert recorder.calls == [1, *[64] * 9, 63]
 
 
 def test_a_cancelled_caller_takes_nobody_along(monkeypatch: pytest.MonkeyPatch) -> None:
