@@ -55,8 +55,9 @@ class Client:
         parameters: Mapping[str, Any],
     ) -> Sent:
         """Sends one call."""
-        record = self.task_queue.record(definition, args, kwargs, parameters)
-        [sent] = await self.send_records([record], parameters.get("transaction"))
+        records = [self.task_queue.record(definition, args, kwargs, parameters)]
+        [sent] = await self.task_queue.send_records(records, parameters.get("transaction"))
+        self._tell_worker(records)
         return sent
 
     async def send_records(
@@ -64,13 +65,16 @@ class Client:
     ) -> list[Sent]:
         """Sends records, and tells this program's own worker of queues that are new to it."""
         sent = await self.task_queue.send_records(records, transaction)
+        self._tell_worker(records)
+        return sent
+
+    def _tell_worker(self, records: Sequence[TaskRecord]) -> None:
         worker = self.worker
         if worker is not None and worker.is_running:
             for record in records:
                 if record.queue not in self._told:
                     self._told.add(record.queue)
                     worker.learn_queue(record.queue)
-        return sent
 
     async def complete_within(self, transaction: object, task: TaskContext, value: Any) -> None:
         """See ``AsyncOmniQ.complete_within``."""

@@ -193,10 +193,6 @@ class _BoundTask(Generic[P, R, C]):
         """The same as :meth:`with_options`."""
         return self.with_options(**parameters)
 
-    async def _enqueue(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AsyncTaskHandle[R]:
-        sent = await self._client.send(self.definition, args, kwargs, self._parameters)
-        return AsyncTaskHandle(self._client, self.definition, sent)
-
     async def _enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]
     ) -> list[AsyncTaskHandle[R]]:
@@ -227,7 +223,8 @@ class AsyncTask(_BoundTask[P, R, C]):
             NotSerializable: an argument cannot be sent.
             MissingCapability, TooLarge, BackendError: see ``AsyncOmniQ.enqueue``.
         """
-        return await self._enqueue(args, kwargs)
+        sent = await self._client.send(self.definition, args, kwargs, self._parameters)
+        return AsyncTaskHandle(self._client, self.definition, sent)
 
     async def enqueue_many(
         self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]
@@ -245,7 +242,8 @@ class Task(_BoundTask[P, R, C]):
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """See :meth:`AsyncTask.enqueue`."""
-        return TaskHandle(run_sync(self._enqueue(args, kwargs)))
+        sent = run_sync(self._client.send(self.definition, args, kwargs, self._parameters))
+        return TaskHandle(AsyncTaskHandle(self._client, self.definition, sent))
 
     def enqueue_many(self, calls: Iterable[Sequence[Any] | Mapping[str, Any]]) -> list[TaskHandle[R]]:
         """See :meth:`AsyncTask.enqueue_many`."""
