@@ -192,3 +192,23 @@ def test_waiting_without_wakeups_polls(postgres_server: PostgresServer, postgres
                 assert await backend.queue().wait(["q"], timeout_s=60.0)
 
     asyncio.run(main())
+
+
+def test_the_tables_are_vacuumed_through_the_pooler(
+    pooled_url: str, postgres_schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omniq_postgres.vacuum.EVERY", 200)
+
+    async def main() -> None:
+        async with PostgresBackend.from_url(pooled_url, schema=postgres_schema, notify=False) as backend:
+            assert await life(backend, rounds=10) == 210
+            if backend.vacuum._task is not None:
+                await asyncio.wait([backend.vacuum._task], timeout=10.0)
+            [(count,)] = await backend.pool.query(
+                "select vacuum_count from pg_stat_user_tables where schemaname = {} and relname = 'ready'",
+                ("text",),
+                (postgres_schema,),
+            )
+            assert count == 1
+
+    asyncio.run(main())

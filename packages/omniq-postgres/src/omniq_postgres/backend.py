@@ -37,11 +37,14 @@ from omniq_postgres.pool import Pool, open_session
 from omniq_postgres.queue import PostgresQueue
 from omniq_postgres.results import PostgresResultStore
 from omniq_postgres.schema import OLDEST_SERVER, migrate, quoted
+from omniq_postgres.vacuum import Vacuum
 
 __all__ = ["PostgresBackend"]
 
 PUSHED = (Capability.WAKEUP, Capability.RESULT_WAIT, Capability.EVENT_TAIL)
 MIGRATE_TIMEOUT_S = 60.0
+TAILS_S = 0.5
+"""How long a wake-up that was just sent may keep ``close`` waiting."""
 
 
 class PostgresBackend(Backend):
@@ -56,6 +59,7 @@ class PostgresBackend(Backend):
     pool: Pool
     bell: Bell
     ringer: Ringer | None = None
+    vacuum: Vacuum
     absent: Mapping[Capability, str] = {}
     _listener: Listener | None = None
     _is_open = False
@@ -77,6 +81,7 @@ class PostgresBackend(Backend):
             pool.close()
             raise
         self.pool = pool
+        self.vacuum = Vacuum(pool)
         self.bell = Bell()
         channel = channel_of(self.options.schema_name)
         self.ringer = Ringer(self.bell, pool, channel) if self.options.notify else None
@@ -120,10 +125,12 @@ class PostgresBackend(Backend):
             return
         self._is_open = False
         self.bell.close()
+        await self.vacuum.close()
         if self._listener is not None:
             await self._listener.close()
         if self.ringer is not None:
             await self.ringer.close()
+        await self.pool.end_tails(TAILS_S)
         self.pool.close()
 
     def check_open(self) -> None:
@@ -138,6 +145,11 @@ class PostgresBackend(Backend):
         """Somebody waits: from now on other processes are heard."""
         if self._listener is not None:
             self._listener.start()
+
+    @property
+    def hears(self) -> bool:
+        """Whether other processes are heard at this moment."""
+        return self._listener is not None and self._listener.listening.is_set()
 
     async def pause_for(self, seconds: float) -> None:
         """Sleeps, at most until the backend is closed."""

@@ -31,6 +31,8 @@ class Batcher(Generic[T, A]):
         largest: most items of one call; also of one that is handed in.
         at_fault: whether an exception was about the items rather than the connection.
         weigh: the bytes of an item, where that may be much: joined calls stay below a few megabytes.
+        goes_alone: whether a caller who had no company last time makes the call itself, which is quicker. If it is cancelled
+            its connection is closed, so not where callers are often cancelled.
     """
 
     def __init__(
@@ -40,12 +42,15 @@ class Batcher(Generic[T, A]):
         largest: int,
         at_fault: Callable[[BaseException], bool],
         weigh: Callable[[T], int] | None = None,
+        goes_alone: bool = False,
     ) -> None:
         self._send = send
         self._largest = largest
         self._at_fault = at_fault
         self._weigh = weigh
         self._is_flying = False
+        self._goes_alone = goes_alone
+        self._is_lonely = False  # the last flight had one passenger
         self._tasks: set[asyncio.Task[None]] = set()  # kept: the loop itself holds tasks weakly
         self._queued: deque[tuple[Sequence[T], asyncio.Future[Sequence[A]]]] = deque()
 
@@ -54,14 +59,29 @@ class Batcher(Generic[T, A]):
             return []
         if len(items) * 4 >= self._largest:  # large enough by itself
             return await self._send(items)
+        if self._goes_alone and self._is_lonely and not self._is_flying:
+            return await self._go_alone(items)
         answer: asyncio.Future[Sequence[A]] = asyncio.get_running_loop().create_future()
         self._queued.append((items, answer))
         if not self._is_flying:
-            self._is_flying = True
-            flight = asyncio.create_task(self._fly())
-            self._tasks.add(flight)
-            flight.add_done_callback(self._tasks.discard)
+            self._take_off()
         return await answer
+
+    async def _go_alone(self, items: Sequence[T]) -> Sequence[A]:
+        """Without a task and a future in between. Who comes meanwhile waits, and goes together."""
+        self._is_flying = True
+        try:
+            return await self._send(items)
+        finally:
+            self._is_flying = False
+            if self._queued:
+                self._take_off()
+
+    def _take_off(self) -> None:
+        self._is_flying = True
+        flight = asyncio.create_task(self._fly())
+        self._tasks.add(flight)
+        flight.add_done_callback(self._tasks.discard)
 
     async def _fly(self) -> None:
         try:
@@ -75,6 +95,7 @@ class Batcher(Generic[T, A]):
                         count += len(items)
                         if self._weigh is not None:
                             weight += sum(map(self._weigh, items))
+                self._is_lonely = len(callers) == 1
                 if callers:
                     await self._carry(callers)
         finally:

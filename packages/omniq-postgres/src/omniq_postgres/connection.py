@@ -10,13 +10,16 @@ ours: a short asyncio edge over libpq's own non-blocking calls. psycopg's ``Asyn
 * it halves the client's work per call: one reader stays registered, and there is one future per call.
 
 A link does one call at a time. One that failed in any way but an error that the server told is closed, never used again.
+
+A call may have a *tail*: a second statement, sent with the first and run after its commit, whose answer nobody waits for.
+The first answer comes as soon as without; only the next call of the link waits until the tail has ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import pq
@@ -25,7 +28,7 @@ from psycopg.adapt import Transformer
 from omniq_postgres.encoding import encode
 from omniq_postgres.statements import Statement
 
-__all__ = ["Link", "NoReply", "NotConnected", "ReplyLost", "connect"]
+__all__ = ["Link", "NoReply", "NotConnected", "Prepared", "ReplyLost", "connect"]
 
 Row = tuple[Any, ...]
 _OK = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
@@ -60,6 +63,14 @@ async def connect(conninfo: str, *, timeout_s: float) -> Link:
     return Link(connection)
 
 
+class Prepared(NamedTuple):
+    """A statement with its parameters."""
+
+    statement: Statement
+    text: bytes
+    values: Sequence[Any]
+
+
 class Link:
     """A connection that is open and belongs to the running loop.
 
@@ -78,6 +89,9 @@ class Link:
         self._waiter: asyncio.Future[list[pq.abc.PGresult]] | None = None
         self._results: list[pq.abc.PGresult] = []
         self._writing = False
+        self.tail: asyncio.Future[None] | None = None
+        """Set while the answer to a tail has not come."""
+        self._is_in_tail = False  # the answer to the call itself has come
         self.is_open = True
         self.on_notify: Callable[[str, int], None] | None = None
         """Called with the payload and the sender's process id."""
@@ -102,6 +116,7 @@ class Link:
         *,
         timeout_s: float,
         prepare: bool = True,
+        tail: Prepared | None = None,
     ) -> list[Row]:
         """Calls a statement; the rows of its answer.
 
@@ -111,6 +126,7 @@ class Link:
             values: its parameters.
             timeout_s: after that the link is closed, and ``NoReply`` raised.
             prepare: keep the statement prepared on this session.
+            tail: what is run right after it, in a transaction of its own, whether or not it failed; with ``prepare`` only.
         """
         parameters = encode(statement.types, values)
         formats = [_BINARY] * len(parameters)
@@ -121,20 +137,35 @@ class Link:
                 ),
                 timeout_s,
             )
-        else:
-            if statement.name not in self._prepared:
-                await self._ask(
-                    lambda: self._pgconn.send_prepare(statement.name, text, param_types=statement.oids),
-                    timeout_s,
-                )
-                self._prepared.add(statement.name)
-            result = await self._ask(
-                lambda: self._pgconn.send_query_prepared(
-                    statement.name, parameters, param_formats=formats, result_format=_BINARY
-                ),
-                timeout_s,
+            return self._rows(result)
+        await self._prepare(statement, text, timeout_s)
+        behind: list[bytes | None] = []
+        if tail is not None:
+            await self._prepare(tail.statement, tail.text, timeout_s)
+            behind = encode(tail.statement.types, tail.values)
+
+        def send() -> None:
+            pgconn = self._pgconn
+            if tail is not None:
+                pgconn.enter_pipeline_mode()
+            pgconn.send_query_prepared(
+                statement.name, parameters, param_formats=formats, result_format=_BINARY
             )
-        return self._rows(result)
+            if tail is not None:
+                # A "sync" after each: it ends a transaction, and what comes after it is not skipped if that one failed.
+                pgconn.pipeline_sync()
+                pgconn.send_query_prepared(tail.statement.name, behind, param_formats=[_BINARY] * len(behind))
+                pgconn.pipeline_sync()
+                self.tail = self._loop.create_future()
+
+        return self._rows(await self._ask(send, timeout_s))
+
+    async def _prepare(self, statement: Statement, text: bytes, timeout_s: float) -> None:
+        if statement.name not in self._prepared:
+            await self._ask(
+                lambda: self._pgconn.send_prepare(statement.name, text, param_types=statement.oids), timeout_s
+            )
+            self._prepared.add(statement.name)
 
     async def script(self, sql: str, *, timeout_s: float) -> list[Row]:
         """Runs one or several statements without parameters; the rows of the last."""
@@ -158,9 +189,12 @@ class Link:
         self._results = []
         timer = self._loop.call_later(timeout_s, self._out_of_time, timeout_s)
         try:
+            if self.tail is not None:
+                await self.tail
             try:
-                send()
-                self._flush()
+                if self.is_open:
+                    send()
+                    self._flush()
             except psycopg.OperationalError as error:
                 self.close(ReplyLost(str(error)))
             results: list[pq.abc.PGresult] = await waiter
@@ -207,15 +241,7 @@ class Link:
             while (notification := pgconn.notifies()) is not None:
                 if self.on_notify is not None:
                     self.on_notify(notification.extra.decode(), notification.be_pid)
-            while not pgconn.is_busy():
-                result = pgconn.get_result()
-                if result is not None:
-                    self._results.append(result)
-                    if pgconn.status != pq.ConnStatus.OK:
-                        break
-                    continue
-                break
-            else:
+            if not self._take_results():
                 return
         except psycopg.OperationalError as error:
             self.close(ReplyLost(str(error)))
@@ -230,6 +256,44 @@ class Link:
         if waiter is not None and not waiter.done() and self._results:
             waiter.set_result(self._results)
 
+    def _take_results(self) -> bool:
+        """Whether an answer is complete, or the connection broke."""
+        pgconn = self._pgconn
+        is_complete = False
+        was_none = False
+        while not pgconn.is_busy():
+            result = pgconn.get_result()
+            if pgconn.status != pq.ConnStatus.OK:
+                if result is not None:
+                    self._results.append(result)
+                return True
+            if result is None:
+                # In a pipeline it stands between the answers, too.
+                if self.tail is None or was_none:
+                    return self.tail is None or is_complete
+                was_none = True
+                continue
+            was_none = False
+            if self.tail is None:
+                self._results.append(result)
+            elif result.status != pq.ExecStatus.PIPELINE_SYNC:
+                if not self._is_in_tail:
+                    self._results.append(result)
+            elif not self._is_in_tail:
+                is_complete = self._is_in_tail = True
+            else:
+                self._end_tail()
+                pgconn.exit_pipeline_mode()
+                return is_complete
+        return is_complete
+
+    def _end_tail(self) -> None:
+        self._is_in_tail = False
+        if self.tail is not None:
+            if not self.tail.done():
+                self.tail.set_result(None)
+            self.tail = None
+
     def close(self, error: Exception | None = None) -> None:
         """Ends the connection at once, without a word to the server. Idempotent.
 
@@ -243,6 +307,7 @@ class Link:
         if self._writing:
             self._loop.remove_writer(self._fd)
         self._pgconn.finish()
+        self._end_tail()
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_exception(error or ReplyLost("the connection was closed"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from omniq_core import Durability, Finding, Health, Loss, Severity
 from omniq_postgres.connection import Row
 from omniq_postgres.pool import Pool
+from omniq_postgres.vacuum import may_vacuum
 
 __all__ = ["durability_of", "examine", "settings"]
 
@@ -101,6 +102,14 @@ async def examine(pool: Pool) -> Health:
     )
     now, replicas, oldest_s, prepared, slots = facts
     findings += _of_horizon(oldest_s, prepared, slots)
+    if not await may_vacuum(pool):
+        findings.append(
+            Finding(
+                Severity.WARNING,
+                "this role may not vacuum the tables: claims get slower until autovacuum comes, once a minute",
+                "grant maintain (since PostgreSQL 17) on all tables in the schema, or let their owner's role run the workers",
+            )
+        )
     rows = await pool.query(
         "select relname::text, n_dead_tup, n_live_tup from pg_catalog.pg_stat_user_tables where schemaname = {}",
         ("text",),

@@ -1,10 +1,13 @@
 """Waking those who wait, in this process and in others, by ``LISTEN`` and ``NOTIFY``.
 
 ``NOTIFY`` takes a lock of the whole server while its transaction commits, so none is ever a part of an enqueue or a settle:
-in a measurement that cut 32 producers to a third. Instead each process collects what it should tell and sends one
-notification at once and then one per 10 ms at most (1 ms where there is little to tell), on a connection of its own, after
-the commits. What is lost between a commit and its notification (a killed process), and what was enqueued inside the
-caller's own transaction, is found by the waiters themselves, who look every ``poll_interval_s``.
+in a measurement that cut 32 producers to a third. Instead each process tells once and then once per 10 ms at most (1 ms
+where there is little to tell), after the commits. The first notification travels with the call that it is about, behind
+it, as a transaction of its own: the server need not be asked twice. What comes too soon after that is collected, and goes
+with a later call or by itself, on a connection of its own (through a pooler, always so).
+
+What is lost between a commit and its notification (a killed process), and what was enqueued inside the caller's own
+transaction, is found by the waiters themselves, who look every ``poll_interval_s``.
 
 A notification names nobody: it holds a 4-byte checksum of each queue that got something and of each task whose result
 came. So any name fits, 1200 results fit into one, and a false alarm costs a look.
@@ -18,15 +21,16 @@ import hashlib
 import random
 import struct
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import psycopg
 
 from omniq_core import Closed
-from omniq_postgres.connection import Link
+from omniq_postgres.connection import Link, Row
 from omniq_postgres.options import PostgresOptions
 from omniq_postgres.pool import Pool, open_session
-from omniq_postgres.statements import NOTIFY
+from omniq_postgres.statements import NOTIFY, Statement
 
 __all__ = ["Bell", "Listener", "Ringer", "checksum"]
 
@@ -38,6 +42,8 @@ FEW = 8
 FEW_S, BURST_S = 0.001, 0.01
 """How long after a notification the next one may follow: soon where there was little to tell, as for a lone producer that
 waits for each result, and once per 10 ms under load."""
+GRACE_S = 0.0005
+"""How much longer to wait for a call that takes a notification along."""
 LARGEST = 1200
 """Checksums in one notification: 6.4 kB in base64, of the 8 kB that PostgreSQL allows."""
 HEARTBEAT_S = 5.0
@@ -106,10 +112,14 @@ class Bell:
             Closed: the backend was closed.
         """
         if timeout_s > 0 and not future.done():
-            await asyncio.wait([future], timeout=timeout_s)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await future
+            except TimeoutError:
+                pass
         if self.is_closed:
             raise Closed("postgres")
-        return future.done()
+        return future.done() and not future.cancelled()
 
 
 class Ringer:
@@ -127,6 +137,7 @@ class Ringer:
         self._channel = channel
         self._link: Link | None = None
         self._untold: set[Key] = set()
+        self._not_before = 0.0
         self._task: asyncio.Task[None] | None = None
         self._timers: set[asyncio.TimerHandle] = set()
 
@@ -147,9 +158,45 @@ class Ringer:
             self._timers.add(timer)
         self._timers = {timer for timer in self._timers if timer.when() > loop.time()}
 
-    @property
-    def server_pid(self) -> int:
-        return 0 if self._link is None else self._link.server_pid
+    def is_own(self, server_pid: int) -> bool:
+        """Whether a notification from that session is one of ours."""
+        return self._pool.is_own(server_pid) or (
+            self._link is not None and self._link.server_pid == server_pid
+        )
+
+    async def run(self, statement: Statement, values: Sequence[Any], keys: list[Key]) -> list[Row]:
+        """Runs a call of the pool, and tells that these keys may have got something by it.
+
+        The notification goes out with the call, to be sent by the server after the commit, unless one was sent just now.
+        """
+        due = self._due_with(keys)
+        if due is None:
+            rows = await self._pool.run(statement, *values)
+            self._ring(keys)
+            return rows
+        told, payload = due
+        try:
+            rows = await self._pool.run_before(NOTIFY, (self._channel, payload), statement, values)
+        except BaseException:
+            # Whether they were told is unknown, and among them may be those of other calls, which succeeded.
+            self._ring(list(told))
+            raise
+        for key in keys:
+            self._bell.ring(key)
+        return rows
+
+    def _due_with(self, keys: list[Key]) -> tuple[set[Key], str] | None:
+        """These and what else is to be told, and the notification; if now is the time, and if it fits into one."""
+        now = asyncio.get_running_loop().time()
+        if not keys or now < self._not_before or self._pool.options.is_pooled or self._bell.is_closed:
+            return None
+        told = self._untold.union(keys)
+        found = payloads(told)
+        if len(found) > 1:
+            return None
+        self._untold = set()
+        self._not_before = now + _pause_after(told)
+        return told, found[0]
 
     def _ring(self, keys: list[Key]) -> None:
         if not keys or self._bell.is_closed:
@@ -161,16 +208,20 @@ class Ringer:
             self._task = asyncio.create_task(self._tell())
 
     async def _tell(self) -> None:
+        clock = asyncio.get_running_loop().time
         try:
             while self._untold:
+                pause_s = self._not_before - clock()
+                if pause_s > 0:
+                    await asyncio.sleep(pause_s + GRACE_S)  # the next call may take them along
+                    continue
                 keys, self._untold = self._untold, set()
                 try:
                     for payload in payloads(keys):
                         await self._send(payload)
                 except psycopg.Error:
                     pass  # a wake-up that is lost; the waiters look by themselves
-                if not self._bell.is_closed:
-                    await asyncio.sleep(FEW_S if len(keys) <= FEW else BURST_S)
+                self._not_before = clock() + _pause_after(keys)
         finally:
             self._task = None
 
@@ -190,6 +241,10 @@ class Ringer:
             await asyncio.wait([task])
         if self._link is not None:
             self._link.close()
+
+
+def _pause_after(keys: Collection[Key]) -> float:
+    return FEW_S if len(keys) <= FEW else BURST_S
 
 
 def payloads(keys: Collection[Key]) -> list[str]:
@@ -283,7 +338,7 @@ class Listener:
         def hear(payload: str, sender: int) -> None:
             nonlocal heard
             heard = True
-            if sender != self._ringer.server_pid:
+            if not self._ringer.is_own(sender):
                 for key in keys_of(payload):
                     self._bell.ring(key)
 

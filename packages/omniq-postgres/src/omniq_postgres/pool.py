@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from omniq_core import Closed
-from omniq_postgres.connection import Link, NotConnected, Row, connect
+from omniq_postgres.connection import Link, NotConnected, Prepared, Row, connect
 from omniq_postgres.options import PostgresOptions
 from omniq_postgres.statements import Statement
 
@@ -39,6 +39,7 @@ class Pool:
         self.schema = schema
         self._idle: list[Link] = []
         self._links: set[Link] = set()
+        self._server_pids: set[int] = set()
         self._size = 0  # links and those being made
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._texts: dict[bytes, bytes] = {}
@@ -52,12 +53,26 @@ class Pool:
         finally:
             self.give_back(link)
 
+    async def run_before(
+        self, tail: Statement, tail_values: Sequence[Any], statement: Statement, values: Sequence[Any]
+    ) -> list[Row]:
+        """As ``run``, with a second statement behind it, for whose answer nobody waits. Not through a pooler."""
+        link = await self.take()
+        try:
+            behind = Prepared(tail, self._text(tail), tail_values)
+            return await link.run(
+                statement, self._text(statement), values, timeout_s=self.call_timeout_s, tail=behind
+            )
+        finally:
+            self.give_back(link)
+
     async def run_on(self, link: Link, statement: Statement, values: Sequence[Any]) -> list[Row]:
-        text = self._texts.get(statement.name)
-        if text is None:
-            text = self._texts[statement.name] = self._text(statement)
         return await link.run(
-            statement, text, values, timeout_s=self.call_timeout_s, prepare=not self.options.is_pooled
+            statement,
+            self._text(statement),
+            values,
+            timeout_s=self.call_timeout_s,
+            prepare=not self.options.is_pooled,
         )
 
     async def query(
@@ -68,12 +83,22 @@ class Pool:
         link = await self.take()
         try:
             return await link.run(
-                statement, self._text(statement), values, timeout_s=self.call_timeout_s, prepare=False
+                statement, self._make_text(statement), values, timeout_s=self.call_timeout_s, prepare=False
             )
         finally:
             self.give_back(link)
 
+    def is_own(self, server_pid: int) -> bool:
+        """Whether that is the session of one of our links. (A pooler tells numbers of its own.)"""
+        return not self.options.is_pooled and server_pid in self._server_pids
+
     def _text(self, statement: Statement) -> bytes:
+        text = self._texts.get(statement.name)
+        if text is None:
+            text = self._texts[statement.name] = self._make_text(statement)
+        return text
+
+    def _make_text(self, statement: Statement) -> bytes:
         if self.options.is_pooled:
             return statement.pooled_text(self.schema, self.options.synchronous_commit)
         return statement.text(self.schema)
@@ -133,6 +158,7 @@ class Pool:
             link.close()
             raise Closed("postgres")
         self._links.add(link)
+        self._server_pids.add(link.server_pid)
         link.on_close = self._dropped
         return link
 
@@ -150,11 +176,18 @@ class Pool:
 
     def _dropped(self, link: Link) -> None:
         self._links.discard(link)
+        self._server_pids = {other.server_pid for other in self._links}
         self._size -= 1
         idle, self._idle = self._idle, []
         for other in idle:
             other.close()
         self._next()
+
+    async def end_tails(self, timeout_s: float) -> None:
+        """Lets what was sent behind the last calls be run."""
+        tails = [link.tail for link in self._links if link.tail is not None]
+        if tails:
+            await asyncio.wait(tails, timeout=timeout_s)
 
     def close(self) -> None:
         """Closes every link; calls that are under way raise ``Closed``."""

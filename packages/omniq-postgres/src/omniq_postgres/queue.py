@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from omniq_core import (
     Claim,
@@ -23,14 +23,16 @@ from omniq_core import (
     TaskSnapshot,
 )
 from omniq_postgres.batching import Batcher
+from omniq_postgres.connection import Row
 from omniq_postgres.filters import candidates
 from omniq_postgres.leases import STATES, Place, claims_of, find, snapshot_of
-from omniq_postgres.notify import QUEUE, checksum
-from omniq_postgres.settling import EnqueueBatch, SettleBatch
+from omniq_postgres.notify import QUEUE, RESULT, Key, checksum
+from omniq_postgres.settling import EnqueueBatch, SettleBatch, is_plain, parameters_of
 from omniq_postgres.statements import (
     CANCEL,
     CLAIM,
     ENQUEUE,
+    ENQUEUE_ONE,
     EXTEND,
     GET,
     LOCATE,
@@ -43,6 +45,7 @@ from omniq_postgres.statements import (
     SETTLE,
     STATS,
     TIDY,
+    Statement,
 )
 from omniq_postgres.transaction import run_within
 
@@ -51,7 +54,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresQueue"]
 
-T = TypeVar("T")
+UNLIKELY_S = 0.001
+"""How long a claim waits that will hardly find anything."""
 
 
 class PostgresQueue(Queue):
@@ -68,16 +72,22 @@ class PostgresQueue(Queue):
         self.limits = backend.limits
         self._known_queues: set[str] = set()
         self._seen: dict[str, int] = {}  # a queue's rings as of before the last claim that found it empty
+        self._emptied: dict[str, int] = {}  # the same, before the last claim that got less than it asked for
         largest = self.limits.max_batch
         at_fault = backend.is_about_items
         self._enqueue = Batcher(
-            self._send_enqueue, largest=largest, at_fault=at_fault, weigh=lambda record: len(record.body)
+            self._send_enqueue,
+            largest=largest,
+            at_fault=at_fault,
+            weigh=lambda record: len(record.body),
+            goes_alone=True,
         )
         self._settle = Batcher(
             self._send_settle,
             largest=largest,
             at_fault=at_fault,
             weigh=lambda item: len(item.result or b"") + len(item.error or b""),
+            goes_alone=True,
         )
         self._get = Batcher(self._send_get, largest=largest, at_fault=at_fault)
         self._extenders: dict[float, Batcher[Lease, Extension]] = {}
@@ -89,10 +99,16 @@ class PostgresQueue(Queue):
         return await self._enqueue(records)
 
     async def _send_enqueue(self, records: Sequence[TaskRecord]) -> Sequence[Enqueued]:
+        if len(records) == 1 and is_plain(records[0]):
+            return [await self._send_one(records[0])]
         batch = EnqueueBatch(records)
-        rows = await self._pool.run(ENQUEUE, *batch.parameters)
-        self._ring(batch.queues)
-        return batch.answers(rows)
+        keys = [(QUEUE, checksum(name)) for name in batch.queues]
+        return batch.answers(await self._run(ENQUEUE, batch.parameters, keys))
+
+    async def _send_one(self, record: TaskRecord) -> Enqueued:
+        keys = [(QUEUE, checksum(record.queue))]
+        [(is_duplicate,)] = await self._run(ENQUEUE_ONE, parameters_of(record), keys)
+        return Enqueued(Outcome.DUPLICATE if is_duplicate else Outcome.OK, record.id)
 
     async def claim(
         self, queues: Sequence[str], /, *, max_tasks: int, lease_s: float, worker_id: str, claim_id: str
@@ -101,12 +117,32 @@ class PostgresQueue(Queue):
         if not queues:
             return []
         rings = [(name, self._bell.count(checksum(name))) for name in queues]
+        if self._backend.hears and all(self._emptied.get(name) == count for name, count in rings):
+            rings = await self._let_others_go_first(queues)
         rows = await self._pool.run(
             CLAIM, list(queues), max_tasks, lease_s, worker_id, claim_id, self._options.retention_s
         )
-        if not rows:
+        if rows:
+            self._backend.vacuum.note(len(rows))
+        else:
             self._seen.update(rings)
+        if len(rows) < max_tasks:
+            self._emptied.update(rings)
+        else:
+            self._emptied.clear()
         return claims_of(rows)
+
+    async def _let_others_go_first(self, queues: Sequence[str]) -> list[tuple[str, int]]:
+        """The last claim emptied these queues and nobody has rung since: this one will hardly find anything, and can wait
+        for a moment. On the server, the settlement of what the last one brought is more urgent."""
+        numbers = [checksum(name) for name in queues]
+        keys = [(QUEUE, number) for number in numbers]
+        waiter = self._bell.waiter(keys)
+        try:
+            await self._bell.sleep(waiter, UNLIKELY_S)
+        finally:
+            self._bell.forget(waiter, keys)
+        return [(name, self._bell.count(number)) for name, number in zip(queues, numbers, strict=True)]
 
     async def settle(self, settlements: Sequence[Settlement], /) -> Sequence[Outcome]:
         self._backend.check_open()
@@ -116,13 +152,13 @@ class PostgresQueue(Queue):
         places = await find(self._pool, [item.lease for item in settlements])
         batch = SettleBatch(settlements, places, retention_s=self._options.retention_s)
         for numbers, parameters in batch.calls():
-            batch.take(numbers, await self._pool.run(SETTLE, *parameters))
+            # Whether a settlement is good is known afterwards; to tell of one that was not costs its waiter a look.
+            ended = [settlements[number] for number in numbers]
+            keys = [(RESULT, checksum(item.lease.task_id)) for item in ended if item.result is not None]
+            batch.take(numbers, await self._run(SETTLE, parameters, keys))
         await self._look_again(batch)
-        outcomes = batch.answers()
-        if self._ringer is not None:
-            self._ringer.queues(batch.rung)
-            self._ringer.results([lease.task_id for lease in batch.ended()])
-        return outcomes
+        self._ring(batch.rung)
+        return batch.answers()
 
     async def _look_again(self, batch: SettleBatch) -> None:
         if gone := batch.gone():
@@ -314,6 +350,12 @@ class PostgresQueue(Queue):
         if self._ringer is not None:
             self._ringer.queues_later(batch.rung)
         return outcomes
+
+    async def _run(self, statement: Statement, parameters: Sequence[Any], keys: list[Key]) -> list[Row]:
+        """Calls a statement, and tells those who wait for these keys."""
+        if self._ringer is None:
+            return await self._pool.run(statement, *parameters)
+        return await self._ringer.run(statement, parameters, keys)
 
     def _ring(self, queues: Iterable[str]) -> None:
         if self._ringer is not None:

@@ -1,4 +1,5 @@
-"""A batch on its way in: the columns of ``enqueue`` and ``settle``, and what their answers mean item by item.
+"""A batch on its way in: the columns of ``enqueue`` and ``settle``, and what their answers mean item by item; and the
+parameters of a record that comes alone.
 
 A column that is at its default in the whole batch is sent as null. Used on our own connections and on the caller's.
 """
@@ -12,7 +13,7 @@ from omniq_core import Enqueued, Lease, Outcome, Settlement, TaskRecord, Verb
 from omniq_postgres.connection import Row
 from omniq_postgres.leases import Place
 
-__all__ = ["EnqueueBatch", "SettleBatch"]
+__all__ = ["EnqueueBatch", "SettleBatch", "is_plain", "parameters_of"]
 
 T = TypeVar("T")
 _VERBS = {Verb.RETRY: 0, Verb.RELEASE: 1, Verb.SUCCEED: 2, Verb.DEAD: 3, Verb.CANCEL: 4}
@@ -28,6 +29,19 @@ def _line(reason: str | None) -> str | None:
     if reason is None or (reason.isascii() and "\0" not in reason):
         return reason
     return reason.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def is_plain(record: TaskRecord) -> bool:
+    """Whether ``enqueue_one`` can take it."""
+    return record.unique_key is None and record.delay_s == 0
+
+
+def parameters_of(record: TaskRecord) -> tuple[Any, ...]:
+    """A plain record as the parameters of ``enqueue_one``."""
+    return (
+        record.queue, record.id, record.name, record.body, -1 - record.priority, record.ttl_s, record.max_attempts,
+        record.max_crashes,
+    )  # fmt: skip
 
 
 class EnqueueBatch:
@@ -159,14 +173,6 @@ class SettleBatch:
             outcome = self.outcomes[first]
             self.outcomes[number] = Outcome.DUPLICATE if outcome is Outcome.OK else outcome
         return self.outcomes
-
-    def ended(self) -> list[Lease]:
-        """The leases whose tasks may have got a result that somebody waits for."""
-        return [
-            item.lease
-            for item, outcome in zip(self._settlements, self.outcomes, strict=True)
-            if outcome is Outcome.OK and item.result is not None
-        ]
 
 
 def _rounds(order: list[tuple[int, int]]) -> list[list[int]]:

@@ -70,6 +70,7 @@ ENQUEUE = call(
     "enqueue", "text[]", "integer[]", "text[]", "text[]", "bytea[]", "smallint[]", "float8[]", "float8[]", "integer[]",
     "integer[]", "text[]",
 )  # fmt: skip
+ENQUEUE_ONE = call("enqueue_one", "text", "text", "text", "bytea", "smallint", "float8", "integer", "integer")
 CLAIM = call("claim", "text[]", "integer", "float8", "text", "text", "float8")
 SETTLE = call(
     "settle", "bigint[]", "bigint[]", "bigint[]", "smallint[]", "boolean[]", "float8[]", "float8[]", "text[]", "bytea[]",

@@ -102,6 +102,32 @@ begin
   end if;
 end $$
 --
+create or replace function @schema.enqueue_one(
+  p_queue text, p_id text, p_name text, p_body bytea, p_rank smallint, p_ttl float8, p_max_attempts integer,
+  p_max_crashes integer
+) returns boolean language plpgsql as $$
+-- One record without a key and without a delay, as `enqueue` would store it; whether its id was known. Four short
+-- statements without arrays and without settings: a quarter of the time. No plan here has a choice to make.
+declare
+  v_now constant float8 := date_part('epoch', clock_timestamp());
+  v_seq constant bigint := nextval('@schema.block') * 1024 + 1;
+  v_queue integer;
+begin
+  select q.queue_id into v_queue from @schema.queue q where q.name = p_queue and q.is_used;
+  if not found then
+    v_queue := (@schema.queue_ids(array[p_queue]))[1];
+  end if;
+  insert into @schema.task (seq, enqueued_at, run_at, expires_at, queue_id, max_attempts, max_crashes, rank, id, name, body)
+  values (v_seq, v_now, v_now, v_now + p_ttl, v_queue, p_max_attempts, p_max_crashes, p_rank, p_id, p_name, p_body)
+  on conflict (id) do nothing;
+  if not found then
+    return true;
+  end if;
+  insert into @schema.ready (queue_id, rank, seq, expires_at) values (v_queue, p_rank, v_seq, v_now + p_ttl);
+  insert into @schema.delta values (v_queue, 1, 0, 0);
+  return false;
+end $$
+--
 create or replace function @schema.take_keys(
   p_base bigint, p_ids text[], p_keys text[], out skip integer[], out holders text[]
 ) language plpgsql
@@ -145,7 +171,7 @@ create or replace function @schema.claim(
   token bigint, until float8, seq bigint, id text, queue text, name text, body bytea, attempt integer, crashes integer,
   max_attempts integer, max_crashes integer, enqueued_at float8
 ) language plpgsql
-set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 declare
   v_now constant float8 := date_part('epoch', clock_timestamp());
   v_left integer := p_max;
