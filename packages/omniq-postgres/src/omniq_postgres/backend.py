@@ -146,11 +146,6 @@ class PostgresBackend(Backend):
         if self._listener is not None:
             self._listener.start()
 
-    @property
-    def hears(self) -> bool:
-        """Whether other processes are heard at this moment."""
-        return self._listener is not None and self._listener.listening.is_set()
-
     async def pause_for(self, seconds: float) -> None:
         """Sleeps, at most until the backend is closed."""
         waiter = self.bell.waiter([("closed", 0)])

@@ -54,9 +54,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresQueue"]
 
-UNLIKELY_S = 0.001
-"""How long a claim waits that will hardly find anything."""
-
 
 class PostgresQueue(Queue):
     """The queue of an opened backend."""
@@ -72,7 +69,6 @@ class PostgresQueue(Queue):
         self.limits = backend.limits
         self._known_queues: set[str] = set()
         self._seen: dict[str, int] = {}  # a queue's rings as of before the last claim that found it empty
-        self._emptied: dict[str, int] = {}  # the same, before the last claim that got less than it asked for
         largest = self.limits.max_batch
         at_fault = backend.is_about_items
         self._enqueue = Batcher(
@@ -117,8 +113,6 @@ class PostgresQueue(Queue):
         if not queues:
             return []
         rings = [(name, self._bell.count(checksum(name))) for name in queues]
-        if self._backend.hears and all(self._emptied.get(name) == count for name, count in rings):
-            rings = await self._let_others_go_first(queues)
         rows = await self._pool.run(
             CLAIM, list(queues), max_tasks, lease_s, worker_id, claim_id, self._options.retention_s
         )
@@ -126,23 +120,7 @@ class PostgresQueue(Queue):
             self._backend.vacuum.note(len(rows))
         else:
             self._seen.update(rings)
-        if len(rows) < max_tasks:
-            self._emptied.update(rings)
-        else:
-            self._emptied.clear()
         return claims_of(rows)
-
-    async def _let_others_go_first(self, queues: Sequence[str]) -> list[tuple[str, int]]:
-        """The last claim emptied these queues and nobody has rung since: this one will hardly find anything, and can wait
-        for a moment. On the server, the settlement of what the last one brought is more urgent."""
-        numbers = [checksum(name) for name in queues]
-        keys = [(QUEUE, number) for number in numbers]
-        waiter = self._bell.waiter(keys)
-        try:
-            await self._bell.sleep(waiter, UNLIKELY_S)
-        finally:
-            self._bell.forget(waiter, keys)
-        return [(name, self._bell.count(number)) for name, number in zip(queues, numbers, strict=True)]
 
     async def settle(self, settlements: Sequence[Settlement], /) -> Sequence[Outcome]:
         self._backend.check_open()
