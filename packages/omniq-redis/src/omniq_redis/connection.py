@@ -6,7 +6,8 @@ per command with redis-py, and about 12 with this. It is a hundred lines over ``
 multiplexed connection is simple:
 
 * Requests are answered in order. So there is one deque of futures: a request appends one, an answer takes the first.
-* What is requested within one turn of the event loop leaves in one write.
+* What is requested while nothing is owed leaves at once, so that a lone caller does not wait for a turn of the event loop.
+  What is requested after it within one turn leaves in one write.
 * **A cancelled call stays in the deque.** Its answer comes all the same and is dropped in its turn; taking the future out
   would hand every later answer to the wrong caller.
 * **Any error of the stream ends the connection**, and everything that was owed fails as :class:`ConnectionLost`, since it
@@ -93,7 +94,11 @@ class Link(asyncio.Protocol):
             if self._timer is None:
                 self._arm(self._timeout_s + extra_s)
         self._owed.append(answer)
-        self._write(hiredis.pack_command(words))
+        data = hiredis.pack_command(words)
+        if len(self._owed) == 1 and not self._out and self._transport is not None:
+            self._transport.write(data)
+        else:
+            self._write(data)
         return answer
 
     def post(self, *words: Any) -> None:

@@ -50,7 +50,7 @@ Pending tasks wait in exactly one of these, of their queue and priority:
 
 ``r:<id>``              string   A result record: stored, expires, fence, state, final, body. Ends by itself (``PX``).
 ``wt:<id>``             string   Clients that wait for that result. Minutes. ``wt`` exists while anybody waits for anything.
-``n:<client>``          channel  Sharded pub/sub: the ids of results that came, to a client that waits for them.
+``n:<client>``          channel  Sharded pub/sub: results that came, to a client that waits for them; see ``lua/news.lua``.
 
 ``ev``                  stream   Events, one entry each: the time as 8 bytes, then the event, packed.
 ``ei:<n>``              set      Ids of the events of one ten-minute window, kept for two. What is in neither is new.

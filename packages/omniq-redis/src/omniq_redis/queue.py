@@ -61,6 +61,17 @@ class RedisQueue(Queue):
     async def enqueue(self, records: Sequence[TaskRecord], /) -> Sequence[Enqueued]:
         if not records:
             return []
+        if len(records) == 1:
+            [record] = records
+            if record.delay_s <= 0 and record.ttl_s is None and record.unique_key is None:
+                envelope = pack(record, 0)
+                _check_size(len(envelope), "enqueue")
+                stored = await self._client.script(
+                    "enqueue", self._retention_ms, 1, 1, record.queue, record.priority, 1, record.id, envelope
+                )
+                if stored:
+                    return [Enqueued(OK, record.id)]
+            return await self._enqueue_each(records)
         lines: dict[tuple[str, int], tuple[list[str], list[bytes]]] = {}
         seen: set[str] = set()
         size = 0

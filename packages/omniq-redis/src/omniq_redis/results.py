@@ -1,8 +1,9 @@
 """Result records, and waiting for them by being told.
 
 Who waits for a result leaves its client's name at ``wt:<id>`` and looks once, in one script, so nothing falls between. Who
-stores a final record finds the name there and publishes the id to that client's own channel, all ids of a batch in one
-message. So a result that nobody waits for costs one look at ``wt``, and nobody is told what others wait for.
+stores a final record finds the name there and publishes id and record to that client's own channel, all of a batch in one
+message; of a message's 64 KiB and more, the ids alone, and the records are asked for. So a result that nobody waits for
+costs one look, one that is waited for comes without being asked for, and nobody is told what others wait for.
 
 The subscription is one connection per backend, made by the first wait. A name is left for two minutes and renewed while
 somebody waits; after the connection was lost all names are left anew, which looks again.
@@ -13,10 +14,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
-
-import msgspec
 
 from omniq_core import Closed, Outcome, ResultRecord, ResultStore
 from omniq_redis.connection import Client
@@ -31,7 +30,7 @@ LETTER_OF = {state: letter for letter, state in STATE_OF.items()}
 _HEAD = struct.Struct(">ddd2s")  # stored, expires (ms), fence, then a letter for the state and '1' if final
 KEEP_S, RENEW_S = 120.0, 30.0
 """How long a name is left, and when it is renewed, in seconds."""
-_decode_ids = msgspec.msgpack.Decoder(list[str]).decode
+_LENGTHS = struct.Struct(">HI")  # of an id and of its record, in a message
 
 
 def _record(task_id: str, raw: bytes | None) -> ResultRecord | None:
@@ -48,6 +47,17 @@ def _record(task_id: str, raw: bytes | None) -> ResultRecord | None:
         stored / 1000,
         expires / 1000,
     )
+
+
+def _told_of(message: bytes) -> Iterator[tuple[str, bytes]]:
+    """The ids and records of a message; a record that did not come along is empty."""
+    at = 0
+    while at < len(message):
+        of_id, of_record = _LENGTHS.unpack_from(message, at)
+        id_at = at + _LENGTHS.size
+        record_at = id_at + of_id
+        at = record_at + of_record
+        yield message[id_at:record_at].decode(), message[record_at:at]
 
 
 class RedisResultStore(ResultStore):
@@ -89,13 +99,35 @@ class RedisResultStore(ResultStore):
         # Who is subscribed looks when it leaves its name; before that a look may save the subscription.
         look_first = not self._told.is_subscribed
         while True:
+            known: dict[str, ResultRecord | None] = {}
             if left_s > 0 and not look_first:
-                await self._told.wait(task_ids, left_s)
+                known = await self._told.wait(task_ids, left_s)
             look_first = False
-            found = await self.get(task_ids)
+            rest = [task_id for task_id in task_ids if task_id not in known] if known else task_ids
+            if rest:
+                known.update(zip(rest, await self.get(rest), strict=True))
             left_s = end - asyncio.get_running_loop().time()
-            if not task_ids or left_s <= 0 or any(record is not None and record.final for record in found):
-                return found
+            if (
+                not task_ids
+                or left_s <= 0
+                or any(record is not None and record.final for record in known.values())
+            ):
+                return [known[task_id] for task_id in task_ids]
+
+
+class _News:
+    """What one wait is told."""
+
+    __slots__ = ("came", "records")
+
+    def __init__(self) -> None:
+        self.came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.records: dict[str, ResultRecord | None] = {}
+        """As they were when the server told of them, the latest of each."""
+
+    def tell(self) -> None:
+        if not self.came.done():
+            self.came.set_result(None)
 
 
 class Told:
@@ -110,7 +142,7 @@ class Told:
         self._name = secrets.token_hex(8)
         self._channel = client.key(f"n:{self._name}")
         self._subscribed: Client | None = None
-        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._waiting: dict[str, set[_News]] = {}
         self._left: dict[str, float] = {}  # ids at which our name stands, and since when
         self._confirmed: asyncio.Future[None] | None = None
         self._is_closed = False
@@ -123,29 +155,31 @@ class Told:
     def is_subscribed(self) -> bool:
         return self._confirmed is not None and self._confirmed.done()
 
-    async def wait(self, task_ids: Sequence[str], timeout_s: float) -> None:
-        """Returns when one of the tasks may have a final record, or when it is time to look again."""
-        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def wait(self, task_ids: Sequence[str], timeout_s: float) -> dict[str, ResultRecord | None]:
+        """Returns when one of the tasks may have a final record, or when it is time to look again; with what is known of
+        some of the tasks, if they need not be looked at."""
+        news = _News()
         self._await(task_ids, news)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(min(timeout_s, RENEW_S)):
                 await self._subscribe()
-                if not await self._leave_name(task_ids):
-                    await asyncio.wait({news}, timeout=RENEW_S)
+                found = await self._leave_name(task_ids)
+                if any(record is not None and record.final for record in found.values()):
+                    return found
+                await news.came
         except TimeoutError:
-            return
+            return {}
         finally:
             self._forget(task_ids, news)
-            if not news.cancel():
-                news.exception()  # asked for, should something else have been raised first
-        if not news.cancelled():
-            news.result()
+            if not news.came.cancel() and not news.came.cancelled():
+                news.came.exception()  # asked for, should something else have been raised first
+        return news.records
 
-    def _await(self, task_ids: Iterable[str], news: asyncio.Future[None]) -> None:
+    def _await(self, task_ids: Iterable[str], news: _News) -> None:
         for task_id in task_ids:
             self._waiting.setdefault(task_id, set()).add(news)
 
-    def _forget(self, task_ids: Iterable[str], news: asyncio.Future[None]) -> None:
+    def _forget(self, task_ids: Iterable[str], news: _News) -> None:
         for task_id in task_ids:
             waiting = self._waiting.get(task_id)
             if waiting is not None:
@@ -153,14 +187,14 @@ class Told:
                 if not waiting:
                     del self._waiting[task_id]
 
-    async def _leave_name(self, task_ids: Sequence[str]) -> bool:
-        """Leaves our name where it is missing or old; whether one of those has a final record."""
+    async def _leave_name(self, task_ids: Sequence[str]) -> dict[str, ResultRecord | None]:
+        """Leaves our name where it is missing or old; what there is of those."""
         now = asyncio.get_running_loop().time()
         if len(self._left) > 10_000:
             self._left = {task_id: since for task_id, since in self._left.items() if now - since < RENEW_S}
         missing = [task_id for task_id in task_ids if now - self._left.get(task_id, -KEEP_S) >= RENEW_S]
         if not missing:
-            return False
+            return {}
         # Noted before the answer comes: its news may come first.
         self._left.update(dict.fromkeys(missing, now))
         try:
@@ -169,8 +203,7 @@ class Told:
             for task_id in missing:
                 self._left.pop(task_id, None)
             raise
-        records = map(_record, missing, found)
-        return any(record is not None and record.final for record in records)
+        return dict(zip(missing, map(_record, missing, found), strict=True))
 
     async def _subscribe(self) -> None:
         if self._is_closed or self._subscribed is None:
@@ -191,11 +224,17 @@ class Told:
         """Takes what the server pushes."""
         kind = message[0]
         if kind == b"smessage":
-            for task_id in _decode_ids(message[2]):
+            for task_id, raw in _told_of(message[2]):
                 self._left.pop(task_id, None)
-                for news in self._waiting.get(task_id, ()):
-                    if not news.done():
-                        news.set_result(None)
+                waiting = self._waiting.get(task_id)
+                if waiting:
+                    record = _record(task_id, raw) if raw else None
+                    for news in waiting:
+                        if record is not None:
+                            news.records[task_id] = record
+                        else:
+                            news.records.pop(task_id, None)
+                        news.tell()
         elif kind == b"ssubscribe" and self._confirmed is not None and not self._confirmed.done():
             self._confirmed.set_result(None)
         elif kind == b"sunsubscribe" and self._subscribed is not None:
@@ -212,13 +251,12 @@ class Told:
         self._left.clear()
         for waiting in self._waiting.values():
             for news in waiting:
-                if not news.done():
-                    news.set_result(None)
+                news.tell()
 
     async def close(self) -> None:
         """Ends all waits with ``Closed``."""
         self._is_closed = True
         for waiting in self._waiting.values():
             for news in waiting:
-                if not news.done():
-                    news.set_exception(Closed("redis"))
+                if not news.came.done():
+                    news.came.set_exception(Closed("redis"))

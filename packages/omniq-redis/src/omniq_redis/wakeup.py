@@ -7,7 +7,8 @@ first (``peek``), so a worker that dies between its wake-up and its claim delays
 
 One task (the pump) blocks for all who wait. It is interrupted through a key of its own, ``k:<client>``, which is always
 among those that it blocks on: when somebody waits for a queue that is not covered. That needs no right to administer
-clients. A marker that comes when nobody waits any more is put back at once, for another process.
+clients. A marker that comes when nobody waits any more is put back at once, for another process. Whoever was woken waits no
+more: the pump does not block again for those, as that would go before the claim that they are about to make.
 """
 
 from __future__ import annotations
@@ -57,15 +58,19 @@ class Wakeup:
                 return True
             due = loop.time() + in_ms / 1000 if in_ms > 0 else end
             left_s = min(end, due) - loop.time()
-            if left_s > 0:
-                await self._cover(queues)
-                await asyncio.wait({woken}, timeout=left_s)
             if woken.done():
                 return woken.result()
-            return due < end
+            if left_s <= 0:
+                return due < end
+            await self._cover(queues)
+            timer = loop.call_later(left_s, _answer, woken, due < end)
+            try:
+                return await woken
+            finally:
+                timer.cancel()
         finally:
-            del self._waiting[woken]
-            if not woken.cancel():
+            self._waiting.pop(woken, None)
+            if not woken.cancel() and not woken.cancelled():
                 woken.exception()  # asked for, should something else have been raised first
 
     async def _cover(self, queues: Sequence[str]) -> None:
@@ -105,6 +110,7 @@ class Wakeup:
         queue = key[len(self._marker.encode()) :].decode()
         woken = [future for future, queues in self._waiting.items() if queue in queues and not future.done()]
         for future in woken:
+            del self._waiting[future]
             future.set_result(True)
         if not woken:
             await self._client.call("ZADD", key, "0", "0")
@@ -130,3 +136,8 @@ class Wakeup:
         if self._pump_task is not None:
             self._pump_task.cancel()
             await asyncio.wait({self._pump_task})
+
+
+def _answer(woken: asyncio.Future[bool], answer: bool) -> None:
+    if not woken.done():
+        woken.set_result(answer)

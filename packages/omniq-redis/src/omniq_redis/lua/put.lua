@@ -1,6 +1,6 @@
 -- Stores result records. ARGV: per record id, fence, '1' if final, time to live (ms), state letter, body. A letter each: o stored, d there
 -- already, s a higher fence is there.
-local answers, news = {}, {}
+local answers, news, values = {}, {}, {}
 for i = 1, #ARGV / 6 do
   local a = 6 * i - 5
   local id, fence, final, ttl = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2], tonumber(ARGV[a + 3])
@@ -17,9 +17,10 @@ for i = 1, #ARGV / 6 do
   end
   answers[i] = answer
   if answer == 'o' then
-    call('SET', key, struct.pack('>ddd', now, now + ttl, fence) .. ARGV[a + 4] .. final .. ARGV[a + 5], 'PX', ttl)
-    if final == '1' then news[#news + 1] = id end
+    local value = struct.pack('>ddd', now, now + ttl, fence) .. ARGV[a + 4] .. final .. ARGV[a + 5]
+    call('SET', key, value, 'PX', ttl)
+    if final == '1' then news[#news + 1], values[#values + 1] = id, value end
   end
 end
-notify(news)
+notify(news, values)
 return table.concat(answers)

@@ -96,17 +96,19 @@ end
 for queue, count in pairs(left) do call('HINCRBY', p .. 'rn', queue, -count) end
 
 if #stored > 0 then
-  local keys, ids, pairs_, m = {}, {}, {}, 0
-  for i, s in ipairs(stored) do keys[i], ids[i] = s[2], s[1] end
+  local keys, ids, values, pairs_, m = {}, {}, {}, {}, 0
+  for i, s in ipairs(stored) do keys[i], ids[i], values[i] = s[2], s[1], s[3] end
   local any_old = call('EXISTS', unpack(keys)) > 0
   local together = one_ttl and ARGV[6] == '1'
-  for _, s in ipairs(stored) do
+  for i, s in ipairs(stored) do
     local newer = false
     if any_old then
       local old = call('GETRANGE', s[2], 16, 23)
       newer = old ~= '' and struct.unpack('>d', old) > s[5]
     end
-    if not newer then
+    if newer then
+      values[i] = '' -- not ours is what there is to tell
+    else
       if together then
         pairs_[m + 1], pairs_[m + 2] = s[2], s[3]
         m = m + 2
@@ -122,7 +124,7 @@ if #stored > 0 then
       for i = 1, m, 2 do call('SET', pairs_[i], pairs_[i + 1], 'PX', one_ttl) end
     end
   end
-  notify(ids)
+  notify(ids, values)
 end
 if all_done then return n end
 return table.concat(answers)
