@@ -34,6 +34,8 @@ AHEAD_S = 0.15
 """How much work is claimed ahead, in seconds of this worker's own rate."""
 RATE_WINDOW_S = 0.02
 """Shortest time over which a rate is measured."""
+SETTLING_S = 0.002
+"""How long the claim after one that found less than it asked for lets a settlement go first."""
 UNSTARTED_S = 1.0
 """What was claimed ahead and waits longer is given back."""
 SUSPECT_TURN_S = 0.25
@@ -108,7 +110,6 @@ class Claimer:
         self._claim_sent_at = 0.0
         self._burst = False
         self._closing = False
-        self._found_nothing = False
         self.low_water = 0
         """Claim again when so few are ready."""
         self.rest = Rest()
@@ -116,6 +117,8 @@ class Claimer:
         self._changed = asyncio.Event()
         """Set by what makes another look worthwhile although the store had nothing, such as a new queue; cleared before
         the look. (A slot that becomes free changes nothing about that.)"""
+        self._wait_limit: asyncio.Timeout | None = None
+        """Of the wait for work that is under way."""
 
     def is_closed(self) -> bool:
         """Whether :meth:`close` was called."""
@@ -136,13 +139,16 @@ class Claimer:
         """Something has changed: claims now, if there is room."""
         self.rest.poke()
         self._changed.set()
+        limit, self._wait_limit = self._wait_limit, None
+        if limit is not None and not limit.expired():
+            limit.reschedule(0.0)  # in the past: it ends in the next turn of the loop
 
     def progress(self) -> None:
         """Something was settled: there may be room again, or a burst may be over."""
         if self.rest.is_on:
             self.rest.poke()
         if self._burst and not self._desk.held:
-            self._changed.set()
+            self.look_again()
 
     def close(self) -> None:
         """Claims nothing more. A call under way is let finish: cancelling it would leave its tasks leased to nobody."""
@@ -154,7 +160,7 @@ class Claimer:
         self._burst = burst
         quick_misses = 0
         while not self.is_closed():
-            await self._refresh_names()
+            await self._refresh_names(REFRESH_BUSY_S)
             self._give_back_unstarted()
             wanted = self._wanted()
             if wanted <= 0 or self._settler.is_behind or self._suspect_has_its_turn():
@@ -164,16 +170,27 @@ class Claimer:
             self._changed.clear()
             if self.is_closed():
                 return
-            claims = await self._claim(min(wanted, self._most or self._largest))
+            wanted = min(wanted, self._most or self._largest)
+            claims = await self._claim(wanted)
             if claims is None:
                 continue
-            self._found_nothing = not claims
             if claims:
                 quick_misses = 0
                 self._take(claims)
+                if len(claims) < wanted:
+                    # That was all for now. What was claimed starts in the next turn of the loop, and if it is quick it is
+                    # written down in the one after; a claim that will hardly find anything must not go before that, nor
+                    # take the processor from those who wait for the result.
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
+                    if self._settler.is_writing:
+                        await self.rest.until_poked(SETTLING_S)
                 continue
             if burst and not self._desk.held:
                 return
+            # Names are asked for where it holds up no task: not between a wake-up and its claim.
+            if await self._refresh_names(REFRESH_IDLE_S):
+                continue
             before = self._clock.monotonic()
             await self._wait_for_work()
             # A store whose ``wait`` keeps crying wolf must not make this a busy loop.
@@ -313,24 +330,22 @@ class Claimer:
     # --- waiting ------------------------------------------------------------------------------------------------
 
     async def _wait_for_work(self) -> None:
-        """Until there may be something to claim, at the latest after ``poll_s``; ends early when poked."""
-        waiting = asyncio.ensure_future(self._queue.wait(self._queues, timeout_s=self._settings.poll_s))
-        poked = asyncio.ensure_future(self._changed.wait())
+        """Until there may be something to claim, at the latest after ``poll_s``; ends early by :meth:`look_again`."""
+        if self._changed.is_set():
+            return
+        poll_s = self._settings.poll_s
+        # No task of its own for the wait, and none for the poke: each would put turns of the loop before the claim.
+        limit = self._wait_limit = asyncio.timeout(poll_s + self._call_timeout_s)
+        failure: Exception | None = None
         try:
-            await asyncio.wait(
-                [waiting, poked],
-                timeout=self._settings.poll_s + self._call_timeout_s,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            async with limit:
+                await self._queue.wait(self._queues, timeout_s=poll_s)
+        except Exception as error:
+            failure = error
         finally:
-            pending = [task for task in (waiting, poked) if not task.done()]
-            for task in pending:
-                task.cancel()
-            if pending:
-                await asyncio.wait(pending)
-        error = None if waiting.cancelled() else waiting.exception()
-        if error is not None:
-            await self._pause(self._trouble.failed(error))
+            self._wait_limit = None
+        if failure is not None and not limit.expired():
+            await self._pause(self._trouble.failed(failure))
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -341,18 +356,21 @@ class Claimer:
 
     # --- which queues -------------------------------------------------------------------------------------------
 
-    async def _refresh_names(self) -> None:
+    async def _refresh_names(self, every_s: float) -> bool:
+        """Asks for the names of queues, if that was last done ``every_s`` ago; whether there are new ones."""
         if not self._takes_all or not self._knows_names:
-            return
+            return False
         now = self._clock.monotonic()
-        if now - self._names_at < (REFRESH_IDLE_S if self._found_nothing else REFRESH_BUSY_S):
-            return
+        if now - self._names_at < every_s:
+            return False
         self._names_at = now
+        known = len(self._names)
         try:
             async with asyncio.timeout(self._call_timeout_s):
                 self._learn(await self._queue.queue_names())
         except Exception as error:  # the claim that follows will tell
             log.debug("cannot list the queues: %s", error)
+        return len(self._names) > known
 
     def _learn(self, names: Sequence[str]) -> None:
         self._names.update(dict.fromkeys(names))

@@ -86,6 +86,11 @@ class Settler:
             or (beside is not None and (beside.is_down or beside.waiting > self._most_unsettled))
         )
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a settlement is under way. ``on_progress`` tells when it is done."""
+        return self._in_flight > 0
+
     def add(self, held: Held) -> None:
         """Takes what has a settlement."""
         settlement = held.settlement
