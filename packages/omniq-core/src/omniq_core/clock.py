@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Protocol
+
+from omniq_core.native import RLock
 
 __all__ = ["SYSTEM_CLOCK", "Clock", "ManualClock", "SystemClock"]
 
@@ -46,7 +47,7 @@ class ManualClock:
     """
 
     def __init__(self, start: float = 1_700_000_000.0) -> None:
-        self._lock = threading.Lock()
+        self._lock = RLock()
         self._time = start
         self._monotonic = 0.0
 

@@ -134,7 +134,8 @@ class Url(msgspec.Struct, frozen=True):
 
 
 _SECRET_WORDS = re.compile(
-    r"pass|secret|token|credential|private|api_?key|access_?key|signing", re.IGNORECASE
+    r"pass|secret|token|credential|private|api_?key|access_?key|signing|key$|connection_?string|^sig$",
+    re.IGNORECASE,
 )
 
 

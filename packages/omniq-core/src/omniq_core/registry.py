@@ -10,7 +10,6 @@ Groups: ``omniq.backends`` (a name is also a URL scheme), ``omniq.workers``, ``o
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar, cast
 
@@ -25,6 +24,7 @@ from omniq_core.errors import (
     NotInstalled,
     UnknownPlugin,
 )
+from omniq_core.native import RLock
 from omniq_core.options import suggest
 
 __all__ = ["BACKENDS", "SERIALIZERS", "WORKERS", "PluginInfo", "Registry", "backend_class"]
@@ -79,7 +79,7 @@ class Registry(Generic[P]):
     def __init__(self, group: str, kind: str) -> None:
         self.group = group
         self.kind = kind
-        self._lock = threading.Lock()
+        self._lock = RLock()
         self._found: dict[str, list[tuple[PluginInfo, Any]]] | None = None
         self._local: dict[str, P] = {}
         self._loaded: dict[str, P] = {}

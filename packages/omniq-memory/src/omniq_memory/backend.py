@@ -7,7 +7,6 @@ programs, and being the model that the conformance suite holds other backends ag
 from __future__ import annotations
 
 import asyncio
-import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import ClassVar, Self, TypeVar, cast
@@ -44,6 +43,7 @@ from omniq_core import (
     Unsupported,
     Url,
 )
+from omniq_core.native import RLock
 from omniq_memory.bell import EVENTS, Bell
 from omniq_memory.store import Store
 
@@ -89,7 +89,7 @@ class MemoryOptions(BackendOptions, frozen=True, kw_only=True):
 
 
 _named: weakref.WeakValueDictionary[tuple[str, str], Store] = weakref.WeakValueDictionary()
-_named_lock = threading.Lock()
+_named_lock = RLock()
 
 
 class MemoryBackend(Backend):

@@ -7,15 +7,16 @@ count of rings: who looks remembers the count from before its look, and does not
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterable
+
+from omniq_core.native import RLock
 
 EVENTS = ("events", "")
 
 
 class Bell:
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = RLock()
         self._rings: dict[tuple[str, str], int] = {}
         self._waiting: dict[tuple[str, str], set[asyncio.Future[None]]] = {}
 

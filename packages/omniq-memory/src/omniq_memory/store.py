@@ -11,7 +11,6 @@ the middle of these: a place in line carries a ticket, and a ticket that is not 
 from __future__ import annotations
 
 import heapq
-import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -37,6 +36,7 @@ from omniq_core import (
     TaskState,
     Verb,
 )
+from omniq_core.native import RLock
 from omniq_memory.bell import Bell
 
 PENDING, RUNNING = TaskState.PENDING, TaskState.RUNNING
@@ -122,7 +122,7 @@ class Store:
     def __init__(self, clock: Clock, *, retention_s: float, max_finished: int, max_events: int) -> None:
         self.clock = clock
         self.retention_s, self.max_finished, self.max_events = retention_s, max_finished, max_events
-        self.lock = threading.RLock()
+        self.lock = RLock()
         self.bell = Bell()
         self._seq = 0
         self._last_fence = 0

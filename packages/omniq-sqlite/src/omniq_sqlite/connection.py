@@ -26,6 +26,7 @@ from typing import Any, TypeVar, cast
 import aiosqlite
 
 from omniq_core import BackendError, Clock, Closed, ErrorCode
+from omniq_core.native import SimpleQueue, make_thread
 from omniq_sqlite import schema
 from omniq_sqlite.lockfile import LockFile
 from omniq_sqlite.options import SQLiteOptions
@@ -58,7 +59,7 @@ class UsedAfterFork(Closed):
 async def connect(path: str, options: SQLiteOptions, *, only_reads: bool) -> aiosqlite.Connection:
     """A connection with its settings, but for ``journal_mode``, which needs the turn."""
     connection = aiosqlite.connect(path, isolation_level=None, timeout=options.timeout, cached_statements=256)
-    connection._thread.daemon = True
+    _own_thread(connection)
     connection = await connection
     _inherited.add(connection)
     try:
@@ -67,6 +68,13 @@ async def connect(path: str, options: SQLiteOptions, *, only_reads: bool) -> aio
         await connection.close()
         raise
     return connection
+
+
+def _own_thread(connection: aiosqlite.Connection) -> None:
+    """Gives it a thread of the system and a queue that wakes one: waiting in SQLite must not stop gevent's hub."""
+    private = cast(Any, connection)
+    private._tx = SimpleQueue()
+    private._thread = make_thread(aiosqlite.core._connection_worker_thread, private._tx, name="omniq-sqlite")
 
 
 def _set_up(connection: sqlite3.Connection, options: SQLiteOptions, only_reads: bool) -> None:

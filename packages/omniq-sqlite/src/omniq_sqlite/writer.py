@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import aiosqlite
 
 from omniq_core import Clock
+from omniq_core.native import RLock
 from omniq_sqlite.lockfile import LockFile
 from omniq_sqlite.options import SQLiteOptions
 from omniq_sqlite.statements import Transaction, micro
@@ -87,7 +87,7 @@ class Writer:
         self._retention = micro(options.retention_s)
         self._path = path
         self._loop = asyncio.get_running_loop()
-        self._mutex = threading.Lock()
+        self._mutex = RLock()
         self._waiting: list[Job] = []
         self._current: list[Job] = []
         self._is_running = False

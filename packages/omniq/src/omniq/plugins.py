@@ -7,11 +7,11 @@ imported is reported and left out. A hook's exception is logged and the next plu
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from omniq_core import Registry
+from omniq_core.native import RLock
 
 if TYPE_CHECKING:
     import pluggy
@@ -29,7 +29,7 @@ class Hooks:
     """
 
     def __init__(self, *, discover: bool = True) -> None:
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._manager: pluggy.PluginManager | None = None
         self._discover = discover
         self._callers: dict[str, Callable[..., list[Any]] | None] = {}

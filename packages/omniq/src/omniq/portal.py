@@ -11,6 +11,10 @@ The parent's connections belong to the parent's loop and are never touched by th
 The end. Functions registered with :func:`at_exit` run when the main thread has ended and *before* Python waits for other
 threads (``atexit`` comes after that wait, which would never end while a client library's thread is up): workers stop
 gracefully, stores are closed, and then the portal's thread ends.
+
+gevent. In a process that it has patched the portal is a thread of the system all the same (:mod:`omniq_core.native`): in a
+greenlet's its loop would be "the running loop" of every other greenlet too. The lock at which a caller waits is gevent's
+then, so greenlets wait as threads do, and the others go on.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
+
+from omniq_core.native import Latch, RLock, is_patched, make_thread
 
 __all__ = ["Portal", "at_exit", "is_portal_loop", "portal", "run_sync"]
 
@@ -95,32 +101,61 @@ class Portal:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.loop = asyncio.new_event_loop()
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._main, args=(started,), name="omniq-portal")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ident = 0
+        self._error: BaseException | None = None
+        self._is_up = Latch()
+        self._thread = make_thread(self._main, name="omniq-portal", daemon=False)
         self._thread.start()
-        started.wait()
 
-    def _main(self, started: threading.Event) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.call_soon(started.set)
+    def _main(self) -> None:
         try:
-            self.loop.run_forever()
+            # Here, not where the portal is made: a loop belongs to its thread's hub where there are hubs.
+            loop = asyncio.new_event_loop()
+        except BaseException as error:
+            self._error = error
+            self._is_up.set()
+            return
+        self._ident = threading.get_ident()
+        self._loop = loop
+        asyncio.set_event_loop(loop)
+        loop.call_soon(self._is_up.set)
+        try:
+            loop.run_forever()
         finally:
             try:
-                left = asyncio.all_tasks(self.loop)
+                left = asyncio.all_tasks(loop)
                 for task in left:
                     task.cancel()
                 if left:
-                    self.loop.run_until_complete(asyncio.wait(left, timeout=CANCEL_GRACE_S))
-                self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+                    loop.run_until_complete(asyncio.wait(left, timeout=CANCEL_GRACE_S))
+                loop.run_until_complete(loop.shutdown_asyncgens())
+                loop.run_until_complete(loop.shutdown_default_executor())
             finally:
-                self.loop.close()
+                loop.close()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The portal's loop. The first call waits until it runs.
+
+        Raises:
+            OSError: it could not be made.
+        """
+        if self._loop is None:
+            self._is_up.wait()
+            if self._loop is None:
+                raise self._error or RuntimeError("the portal has no event loop")
+        return self._loop
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether another one must take its place."""
+        return self._error is not None if self._loop is None else self._loop.is_closed()
 
     @property
     def is_here(self) -> bool:
         """Whether the calling thread is the portal's own."""
-        return threading.get_ident() == self._thread.ident
+        return threading.get_ident() == self._ident
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine on the portal's loop and waits for it.
@@ -143,7 +178,7 @@ class Portal:
             self.loop.call_soon_threadsafe(call.start)
             call.wait()
         except BaseException:
-            if self.loop.is_closed():
+            if self.is_closed:
                 coroutine.close()
             elif not call.is_done:
                 self.loop.call_soon_threadsafe(call.cancel)
@@ -153,13 +188,14 @@ class Portal:
 
     def close(self) -> None:
         """Ends the thread; what still runs on the loop is cancelled. Idempotent; not for the portal's own thread."""
-        if not self.loop.is_closed():
+        if not self.is_closed:
             with contextlib.suppress(RuntimeError):  # it closed in between
                 self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(CLOSE_GRACE_S)
 
 
-_lock = threading.Lock()
+_lock = RLock()
+"""Held for a few steps, never while waiting."""
 _portal: Portal | None = None
 _last: list[Callable[[], object]] = []
 _is_watching = False
@@ -169,10 +205,10 @@ def portal() -> Portal:
     """This process's portal, started if need be."""
     global _portal
     found = _portal
-    if found is None or found.loop.is_closed():
+    if found is None or found.is_closed:
         with _lock:
             found = _portal
-            if found is None or found.loop.is_closed():
+            if found is None or found.is_closed:
                 found = _portal = Portal()
                 _watch()
     return found
@@ -185,7 +221,7 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def is_portal_loop(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether ``loop`` is this process's portal's."""
-    return _portal is not None and _portal.loop is loop
+    return _portal is not None and _portal._loop is loop
 
 
 def at_exit(last: Callable[[], object]) -> Callable[[], None]:
@@ -206,16 +242,26 @@ def at_exit(last: Callable[[], object]) -> Callable[[], None]:
 
 
 def _watch() -> None:
-    """Starts the thread that waits for the end of the main thread. Called under the lock."""
+    """Sees to it that the end of the main thread is noticed. Called under the lock."""
     global _is_watching
-    if not _is_watching:
-        _is_watching = True
+    if _is_watching:
+        return
+    _is_watching = True
+    if is_patched():
+        # The main thread itself does it: what it waits for there may need its hub. (A private function, which
+        # concurrent.futures uses for the same.)
+        threading._register_atexit(_clean_up)  # type: ignore[attr-defined]
+    else:
         # Not a daemon, so that Python waits for what it does at the end. It ends by itself, as the main thread does.
         threading.Thread(target=_wait_for_the_end, name="omniq-exit").start()
 
 
 def _wait_for_the_end() -> None:
     threading.main_thread().join()
+    _clean_up()
+
+
+def _clean_up() -> None:
     while True:
         with _lock:
             last = _last.pop() if _last else None
@@ -233,7 +279,7 @@ def _wait_for_the_end() -> None:
 
 def _forget_after_fork() -> None:
     global _portal, _lock, _is_watching
-    _lock = threading.Lock()  # another thread of the parent may have held it
+    _lock = RLock()  # another thread of the parent may have held it
     _portal = None
     _is_watching = False
     _last.clear()

@@ -18,7 +18,6 @@ import itertools
 import os
 import secrets
 import sys
-import threading
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from omniq.codec import CallOptions, encode_call
 from omniq.errors import ArgumentError, DuplicateTask, UnknownTask
 from omniq.retry import DEFAULT_RETRY, RetryPolicy
 from omniq_core import TaskRecord, check_name
+from omniq_core.native import RLock
 from omniq_core.options import suggest
 
 __all__ = ["TaskDefinition", "TaskOptions", "TaskRegistry", "name_of"]
@@ -372,7 +372,7 @@ class TaskRegistry:
     """
 
     def __init__(self, adopting: TaskRegistry | None = None) -> None:
-        self._lock = threading.Lock()
+        self._lock = RLock()
         self._by_name: dict[str, TaskDefinition[Any, Any]] = {}
         self._by_function: dict[Any, TaskDefinition[Any, Any]] = {}
         self._adopting = adopting

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -31,6 +30,7 @@ from omniq.runners.runner import Runner
 from omniq.stores import Stores
 from omniq.task import TaskRegistry
 from omniq_core import WORKERS, OptionError, WorkerReport
+from omniq_core.native import Latch, make_thread
 from omniq_core.options import suggest
 
 __all__ = ["AsyncWorker", "ProcessPoolWorker", "ThreadPoolWorker", "Worker", "make_worker", "worker_class"]
@@ -73,6 +73,8 @@ class Worker:
     """
 
     worker_type: ClassVar[str] = ""
+    runs_apart: ClassVar[bool] = False
+    """The engine never runs on the caller's loop: always on one of its own, in a thread of the system."""
 
     def __init__(
         self,
@@ -100,7 +102,7 @@ class Worker:
         self.queue = queue
         self.result_store = result_store or result_storage
         self.event_store = event_store or event_storage
-        self._own_thread = not isinstance(queue, AsyncTaskQueue)
+        self._own_thread = self.runs_apart or not isinstance(queue, AsyncTaskQueue)
         aio = queue if isinstance(queue, AsyncTaskQueue) else queue.aio
         events = aio.events_backend if self.event_store is None else self.event_store.backend
         results = aio.backend if self.result_store is None else self.result_store.backend
@@ -133,7 +135,7 @@ class Worker:
         return f"<{type(self).__name__} of {self.max_workers} on {self.stores.queue!r}, {state}>"
 
     def make_runner(self) -> Runner:
-        """Where this worker type runs functions."""
+        """Where this worker type runs functions. Called before each run of the worker, in the thread that starts it."""
         raise NotImplementedError
 
     @property
@@ -181,6 +183,8 @@ class Worker:
         """
         if self.is_running:
             raise RuntimeError(f"{self!r} runs already")
+        if self.runs_apart:
+            return await self._run_apart(burst=burst)
         engine = self.engine
         self._running = asyncio.ensure_future(engine.run(burst=burst))
         try:
@@ -192,6 +196,28 @@ class Worker:
         finally:
             self._running = self._engine = None
         return self.report
+
+    async def _run_apart(self, *, burst: bool) -> WorkerReport:
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+        thread = self._thread = _WorkerThread(
+            self.engine, burst=burst, on_end=lambda: loop.call_soon_threadsafe(over.set_result, None)
+        )
+        try:
+            thread.start()
+            await asyncio.shield(over)
+        except asyncio.CancelledError:
+            thread.engine.stop_threadsafe(grace_s=0)
+            await asyncio.wait([over])
+            raise
+        finally:
+            if self._thread is thread:
+                self._thread = self._engine = None
+        if thread.error is not None:
+            raise thread.error
+        assert thread.report is not None
+        self.report = thread.report
+        return thread.report
 
     def start(self) -> Awaitable[None]:
         """Starts working. Acts at once; idempotent.
@@ -221,6 +247,8 @@ class Worker:
         """
         grace_s = None if grace is None else seconds(grace)
         if self._thread is not None:
+            if self.runs_apart and _has_loop():  # the caller's loop has other things to do meanwhile
+                return asyncio.ensure_future(asyncio.to_thread(self.stop_thread, grace=grace))
             self.stop_thread(grace=grace)
             return _Done()
         if self._running is not None and self._engine is not None:
@@ -334,27 +362,33 @@ class Worker:
             self._engine.cancel_soon(task_id)
 
 
-class _WorkerThread(threading.Thread):
+class _WorkerThread:
     """The thread of a worker, with its event loop."""
 
-    def __init__(self, engine: Engine) -> None:
-        # A daemon: the functions of ``portal.at_exit`` stop it when the program ends, and nothing else may hold that up.
-        super().__init__(name="omniq-worker", daemon=True)
+    def __init__(
+        self, engine: Engine, *, burst: bool = False, on_end: Callable[[], object] = lambda: None
+    ) -> None:
         self.engine = engine
         self.report: WorkerReport | None = None
         self.error: BaseException | None = None
-        self._is_ready = threading.Event()
+        self._burst = burst
+        self._on_end = on_end
+        self._is_ready = Latch()
         engine.on_started = self._is_ready.set
+        # A daemon: the functions of ``portal.at_exit`` stop it when the program ends, and nothing else may hold that up.
+        self._thread = make_thread(self._run, name="omniq-worker")
+        self.start, self.join, self.is_alive = self._thread.start, self._thread.join, self._thread.is_alive
 
-    def run(self) -> None:
+    def _run(self) -> None:
         try:
-            self.report = asyncio.run(self.engine.run())
+            self.report = asyncio.run(self.engine.run(burst=self._burst))
         except BaseException as error:
             self.error = error
             if self._is_ready.is_set():
                 log.exception("worker %s has failed", self.engine.worker_id)
         finally:
             self._is_ready.set()
+            self._on_end()
 
     def start_and_wait(self) -> None:
         """Starts it, and waits until it is about to take its first task.

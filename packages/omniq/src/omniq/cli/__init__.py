@@ -6,16 +6,24 @@ stand in ``--help``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 __all__ = ["main"]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(
+    arguments: Sequence[str] | None = None,
+    *,
+    name: str = "omniq",
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Runs the command line and exits the process.
 
     Args:
         arguments: instead of those of the process.
+        name: what the command is called in its own messages.
+        defaults: other defaults of options, by command and parameter; what the user gives, or the environment, wins.
 
     Raises:
         SystemExit: always, with the exit code.
@@ -24,4 +32,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from omniq.cli.group import run
 
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments), name=name, defaults=defaults))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -68,10 +69,15 @@ def cli() -> None:
     """
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Runs one command; the exit code."""
+def run(
+    arguments: Sequence[str],
+    *,
+    name: str = "omniq",
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+) -> int:
+    """Runs one command; the exit code. See :func:`omniq.cli.main`."""
     try:
-        done = cli.main(list(arguments), prog_name="omniq", standalone_mode=False)
+        done = cli.main(list(arguments), prog_name=name, standalone_mode=False, default_map=defaults)
         return done if isinstance(done, int) else 0
     except click.exceptions.Abort:
         return 130

@@ -14,6 +14,7 @@ from omniq.cli.application import find_application
 from omniq.cli.durations import DURATION
 from omniq.cli.failure import USAGE, Failed
 from omniq_core import MissingCapability, WorkerReport
+from omniq_core.native import is_patched
 
 if TYPE_CHECKING:
     from omniq.app import AsyncOmniQ
@@ -47,7 +48,8 @@ __all__ = ["worker"]
     "worker_type",
     metavar="TYPE",
     show_envvar=True,
-    help="async, thread_pool, process_pool, or a plugin's. By default as the program says, else async.",
+    help="async, thread_pool, process_pool, or a plugin's, as gevent (see omniq-gevent). By default as the program says, "
+    "else async.",
 )
 @click.option("-b", "--burst", is_flag=True, help="Stop when nothing is due and nothing runs.")
 @click.option("-n", "--name", show_envvar=True, help="The worker's id. It must be unique.")
@@ -136,6 +138,8 @@ def _run(made: Worker, burst: bool) -> WorkerReport:
 
 
 def _loop_factory() -> Any:
+    if is_patched():  # uvloop would not let the hub run
+        return None
     try:
         import uvloop
     except ModuleNotFoundError:

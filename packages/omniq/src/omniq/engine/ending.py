@@ -7,7 +7,6 @@ the body of the result record. Every way out of the worker but a lost lease goes
 from __future__ import annotations
 
 import random
-from types import TracebackType
 from typing import Any
 
 from omniq.codec import (
@@ -24,7 +23,7 @@ from omniq.errors import TaskTimeout
 from omniq.lifecycle import Decision, decide
 from omniq.outcome import Ending, Reject, Retry, Snooze
 from omniq.retry import DEFAULT_RETRY
-from omniq.runners.runner import ChildCrashed, RemoteFailure
+from omniq.runners.runner import ChildCrashed, RemoteFailure, frames_above
 from omniq_core import Clock, Settlement, TaskState, TooLarge, Verb
 
 __all__ = ["FINAL_STATES", "Endings"]
@@ -115,10 +114,10 @@ class Endings:
                 ending, reason = held.interrupted, f"{held.interrupted.value} while it ran"
             case _:
                 ending = Ending.RAISED
-                failure = failure or failure_of(error, skip_frames=_frames_of_ours(error.__traceback__))
+                failure = failure or failure_of(error, skip_frames=frames_above(error))
                 reason = _line(failure)
         if ending is Ending.RETRY and failure is None:
-            failure = failure_of(error, skip_frames=_frames_of_ours(error.__traceback__))
+            failure = failure_of(error, skip_frames=frames_above(error))
         self._settle(held, ending, reason=reason, failure=failure, delay_s=delay_s)
 
     def never_started(self, held: Held, ending: Ending, reason: str, *, delay_s: float = 0.0) -> None:
@@ -193,14 +192,3 @@ def _line(failure: Failure) -> str:
     name = failure.type_name.removeprefix("builtins.")
     first = failure.message.strip().partition("\n")[0]
     return f"{name}: {first}" if first else name
-
-
-def _frames_of_ours(trace: TracebackType | None) -> int:
-    """How many of the outermost frames are the worker's, not the function's."""
-    count = 0
-    while trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith(
-        ("omniq.engine", "omniq.runners", "omniq.middleware")
-    ):
-        count += 1
-        trace = trace.tb_next
-    return count if trace is not None else 0

@@ -253,8 +253,11 @@ class Slots:
                     finished.append(held)
                     if settler_rest.is_on:
                         settler_rest.poke()
-                except GeneratorExit:  # the event loop is closed under us
-                    raise
+                except GeneratorExit as error:
+                    if not self._loop.is_running():  # it is closed under us
+                        raise
+                    held.ended_at = wall()
+                    self._raised(held, error)
                 except KeyboardInterrupt:  # meant for the program, not for the task
                     raise
                 except BaseException as error:

@@ -30,13 +30,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import threading
 from collections.abc import Callable, Sequence
 
 from omniq.engine.held import Desk, Held
 from omniq.engine.trouble import Trouble
 from omniq.stores import acquire, release
 from omniq_core import Backend, Clock, Outcome
+from omniq_core.native import Thread, make_thread
 
 __all__ = ["LeaseKeeper"]
 
@@ -75,11 +75,11 @@ class LeaseKeeper:
         self._on_lost = on_lost
         self._on_cancel = on_cancel
         self._trouble = Trouble("extend leases", backend, clock)
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._worker_loop: asyncio.AbstractEventLoop | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake: asyncio.Event | None = None
-        self._stopping = threading.Event()
+        self._is_stopping = False
         self._ended: asyncio.Future[None] | None = None
         self._pulse_sent_at: float | None = None
 
@@ -89,12 +89,12 @@ class LeaseKeeper:
         """Starts the thread."""
         self._worker_loop = asyncio.get_running_loop()
         self._ended = self._worker_loop.create_future()
-        self._thread = threading.Thread(target=self._run, name="omniq-leases", daemon=True)
+        self._thread = make_thread(self._run, name="omniq-leases")
         self._thread.start()
 
     async def stop(self) -> None:
         """Ends the thread, or leaves it behind should its backend hang."""
-        self._stopping.set()
+        self._is_stopping = True
         loop, wake = self._loop, self._wake
         if loop is not None and wake is not None:
             try:
@@ -131,7 +131,7 @@ class LeaseKeeper:
         try:
             loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the worker's loop is closed: nobody is interested any more
-            self._stopping.set()
+            self._is_stopping = True
 
     async def _keep(self) -> None:
         self._loop, self._wake = asyncio.get_running_loop(), asyncio.Event()
@@ -165,13 +165,13 @@ class LeaseKeeper:
     async def _sleep(self, pause_s: float) -> bool:
         """Sleeps in real time; whether the thread should end."""
         assert self._wake is not None
-        if not self._stopping.is_set():
+        if not self._is_stopping:
             try:
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()
             except TimeoutError:
                 pass
-        return self._stopping.is_set()
+        return self._is_stopping
 
     def _worth_extending(self) -> list[Held]:
         now = self._clock.monotonic()

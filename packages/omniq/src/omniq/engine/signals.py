@@ -21,7 +21,7 @@ def install(loop: asyncio.AbstractEventLoop, engine: Engine) -> Callable[[], Non
     """Lets signals stop ``engine``. Only on the main thread.
 
     Args:
-        loop: the loop on which the engine runs.
+        loop: the main thread's; the engine may run on another.
         engine: the worker.
 
     Returns:
@@ -39,10 +39,10 @@ def install(loop: asyncio.AbstractEventLoop, engine: Engine) -> Callable[[], Non
                 name,
                 engine.settings.grace_s,
             )
-            engine.stop_soon()
+            engine.stop_threadsafe()
         elif count == 2:
             log.warning("%s again: giving back what runs. Once more to leave at once", name)
-            engine.stop_soon()
+            engine.stop_threadsafe()
         else:
             os._exit(128 + number)
 

@@ -258,8 +258,10 @@ class Engine:
         wanted.set()
 
     def stop_threadsafe(self, *, grace_s: float | None = None) -> None:
-        """:meth:`stop` without waiting, from any thread."""
-        self._from_any_thread(lambda: self.stop_soon(grace_s=grace_s))
+        """:meth:`stop` without waiting, from any thread, before :meth:`run` too."""
+        if self._loop is None:
+            self._stop_before_start = self.settings.grace_s if grace_s is None else grace_s
+        self._from_any_thread(lambda: self.stop_soon(grace_s=grace_s))  # it may have begun in between
 
     # --- what others tell it ------------------------------------------------------------------------------------
 

@@ -24,12 +24,12 @@ from omniq.codec import (
     NIL,
     VERSION,
     Envelope,
+    Failure,
     Undecodable,
-    decode_arguments,
     encode_value,
     failure_of,
 )
-from omniq.context import TaskContext, running_task
+from omniq.context import TaskContext
 from omniq.outcome import Reject, Retry, Snooze
 from omniq.runners.frames import (
     CallFrame,
@@ -39,6 +39,7 @@ from omniq.runners.frames import (
     pack,
     unpack_to_child,
 )
+from omniq.runners.runner import Call, frames_above, invoke, invoke_async
 from omniq.task import TaskDefinition
 from omniq_core import Claim, Lease
 
@@ -80,36 +81,32 @@ class _Child:
         except BaseException as error:
             return OutcomeFrame(not_loaded=f"{type(error).__name__}: {error}")
         try:
-            args, kwargs = decode_arguments(Envelope(VERSION, MSGPACK, call.arguments))
+            value = copy_context().run(self._run, definition, call)
+            return OutcomeFrame(encode_value(value))
         except Undecodable as error:
             return OutcomeFrame(undecodable=str(error))
-        try:
-            value = copy_context().run(self._run, definition, call, args, kwargs)
-            return OutcomeFrame(encode_value(value))
         except Retry as asked:
-            return OutcomeFrame(NIL, failure_of(asked, skip_frames=2), "Retry", asked.after_s, asked.reason)
+            return OutcomeFrame(NIL, _failure(asked), "Retry", asked.after_s, asked.reason)
         except Reject as asked:
-            return OutcomeFrame(NIL, failure_of(asked, skip_frames=2), "Reject", None, asked.reason)
+            return OutcomeFrame(NIL, _failure(asked), "Reject", None, asked.reason)
         except Snooze as asked:
-            return OutcomeFrame(NIL, failure_of(asked, skip_frames=2), "Snooze", asked.delay_s, asked.reason)
+            return OutcomeFrame(NIL, _failure(asked), "Snooze", asked.delay_s, asked.reason)
         except BaseException as error:
-            return OutcomeFrame(NIL, failure_of(error, skip_frames=2))
+            return OutcomeFrame(NIL, _failure(error))
 
-    def _run(
-        self, definition: TaskDefinition[Any, Any], call: CallFrame, args: list[Any], kwargs: dict[str, Any]
-    ) -> Any:
+    def _run(self, definition: TaskDefinition[Any, Any], call: CallFrame) -> Any:
         lease = Lease(call.task_id, call.fence)
         claim = Claim(
             call.task_id, call.queue, call.name, b"", call.attempt, call.crashes, call.max_attempts, call.max_crashes,
             call.enqueued_at, lease,
         )  # fmt: skip
-        running_task.set(TaskContext(claim, call.worker_id, call.headers))
-        args, kwargs = definition.convert(args, kwargs)
+        about = TaskContext(claim, call.worker_id, call.headers)
+        run = Call(definition, Envelope(VERSION, MSGPACK, call.arguments), about, None)
         if not definition.is_async:
-            return definition.func(*args, **kwargs)
+            return invoke(run)
         if self._runner is None:
             self._runner = asyncio.Runner()
-        return self._runner.run(definition.func(*args, **kwargs), context=copy_context())
+        return self._runner.run(invoke_async(run), context=copy_context())
 
     def _function(self, name: str) -> TaskDefinition[Any, Any]:
         """The function of a task: what the parent's registry holds under that name, imported or unpickled here."""
@@ -124,6 +121,10 @@ class _Child:
             found = inner if isinstance(inner, TaskDefinition) else TaskDefinition(loaded, name=name)
             self._functions[name] = found
         return found
+
+
+def _failure(error: BaseException) -> Failure:
+    return failure_of(error, skip_frames=frames_above(error))
 
 
 def _load(frame: LoadFrame) -> Callable[..., Any]:

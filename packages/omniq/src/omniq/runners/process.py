@@ -39,6 +39,7 @@ from omniq.runners.frames import (
 from omniq.runners.handover import by_value, load_frame
 from omniq.runners.runner import Call, ChildCrashed, RemoteFailure
 from omniq.task import TaskDefinition
+from omniq_core.native import is_patched
 
 __all__ = ["ProcessRunner"]
 
@@ -238,6 +239,11 @@ class ProcessRunner:
             raise RuntimeError(
                 "a child of a process pool must not start a pool. The module that it imported, for a function that it "
                 "defines, starts a worker when it is imported: put that under  if __name__ == '__main__':"
+            )
+        if is_patched():
+            raise RuntimeError(
+                "the process pool needs a process that gevent has not patched, as there the ends of children go to gevent's "
+                "hub; start this worker in a process of its own: omniq worker --type process_pool"
             )
         if not hasattr(os, "killpg"):
             raise RuntimeError("the process pool needs a POSIX system; use thread_pool here")

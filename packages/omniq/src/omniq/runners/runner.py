@@ -6,14 +6,28 @@ and no limit of its own. A runner decides only *where* the function runs.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from omniq.codec import Envelope, Failure
-from omniq.context import TaskContext
+from omniq.codec import Envelope, Failure, decode_arguments, failure_of
+from omniq.context import TaskContext, running_task
 from omniq.task import TaskDefinition
 
-__all__ = ["Call", "ChildCrashed", "RemoteFailure", "Runner"]
+__all__ = [
+    "STOP_WAIT_S",
+    "Call",
+    "ChildCrashed",
+    "RemoteFailure",
+    "Runner",
+    "frames_above",
+    "invoke",
+    "invoke_async",
+    "portable",
+]
+
+STOP_WAIT_S = 4.0
+"""How long a cancelled run is waited for, in seconds, before it is left to itself: less than the engine, which insists."""
 
 
 def _nothing() -> None:
@@ -68,6 +82,54 @@ class ChildCrashed(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def invoke(call: Call) -> Any:
+    """Runs the plain function of a call here, to its end: within its context, arguments converted. To be called in a
+    :class:`contextvars.Context` of its own. The frames above it are not shown to those who read a task's traceback.
+
+    Raises:
+        Undecodable, ArgumentError, BaseException: see :meth:`Runner.run`.
+    """
+    running_task.set(call.context)
+    args, kwargs = call.definition.convert(*decode_arguments(call.envelope))
+    return call.definition.func(*args, **kwargs)
+
+
+async def invoke_async(call: Call) -> Any:
+    """:func:`invoke` for an async function: to be awaited in an asyncio task of its own."""
+    running_task.set(call.context)
+    args, kwargs = call.definition.convert(*decode_arguments(call.envelope))
+    return await call.definition.func(*args, **kwargs)
+
+
+def portable(error: BaseException) -> BaseException:
+    """The exception of a function that ran elsewhere, as one that may be raised in a coroutine: some (``StopIteration``,
+    ``SystemExit``) have a meaning there that the function did not intend, and become a :class:`RemoteFailure`."""
+    if isinstance(error, Exception | asyncio.CancelledError) and not isinstance(error, StopIteration):
+        return error
+    return RemoteFailure(failure_of(error, skip_frames=frames_above(error)))
+
+
+def frames_above(error: BaseException) -> int:
+    """How many of the outermost frames of a traceback are the worker's, not the function's: those down to :func:`invoke` or
+    :func:`invoke_async` where it is among them, else those of our own modules. 0 if there are no others."""
+    trace = error.__traceback__
+    count = found = 0
+    is_ours = True
+    while trace is not None:
+        count += 1
+        if trace.tb_frame.f_code in _INVOKING:
+            found = count
+        elif is_ours:
+            is_ours = str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_OURS)
+            found = count if is_ours else found
+        trace = trace.tb_next
+    return found if found < count else 0
+
+
+_OURS = ("omniq.engine", "omniq.runners", "omniq.middleware")
+_INVOKING = (invoke.__code__, invoke_async.__code__)
 
 
 class Runner(Protocol):

@@ -6,8 +6,7 @@ cannot be stopped from outside; a function that wants to be asks ``current_task(
 
 The threads are daemons: a function that hangs does not keep the process from ending.
 
-Async functions of the ``thread_pool`` type run on one more thread, on an event loop of their own: one that blocks harms the
-others of its kind, never the worker.
+Async functions of the ``thread_pool`` type run on one more thread, see :mod:`omniq.runners.private_loop`.
 """
 
 from __future__ import annotations
@@ -15,49 +14,32 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import threading
 from collections import deque
 from contextvars import Context, copy_context
-from queue import SimpleQueue
 from typing import Any
 
-from omniq.codec import decode_arguments, failure_of
-from omniq.context import running_task
-from omniq.runners.runner import Call, RemoteFailure
+from omniq.runners.private_loop import PrivateLoop
+from omniq.runners.runner import Call, invoke, portable
+from omniq_core.native import SimpleQueue, make_thread
 
 __all__ = ["ThreadRunner", "Threads"]
 
 log = logging.getLogger("omniq.worker")
 
-STOP_WAIT_S = 5.0
-
 
 class _Job:
     """One call on its way through a thread."""
 
-    __slots__ = ("abandoned", "call", "context", "error", "future", "thread", "value")
+    __slots__ = ("abandoned", "call", "context", "error", "future", "is_begun", "value")
 
     def __init__(self, call: Call, context: Context, future: asyncio.Future[Any]) -> None:
         self.call = call
         self.context = context
         self.future = future
-        self.thread: threading.Thread | None = None
+        self.is_begun = False
         self.abandoned = False
         self.value: Any = None
         self.error: BaseException | None = None
-
-
-def _portable(error: BaseException) -> BaseException:
-    """An exception that may be raised in a coroutine: some have a meaning there that the function did not intend."""
-    if isinstance(error, Exception | asyncio.CancelledError) and not isinstance(error, StopIteration):
-        return error
-    return RemoteFailure(failure_of(error, skip_frames=2))
-
-
-def _invoke(call: Call) -> Any:
-    running_task.set(call.context)
-    args, kwargs = call.definition.convert(*decode_arguments(call.envelope))
-    return call.definition.func(*args, **kwargs)
 
 
 class Threads:
@@ -106,13 +88,13 @@ class Threads:
     def _add_thread(self) -> None:
         self._size += 1
         name = f"omniq-task-{next(self._numbers)}"
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        make_thread(self._work, name=name).start()
 
     def _abandon(self, job: _Job) -> None:
         """Nobody waits for this job any more. If a thread is at it, another takes that one's place."""
         job.abandoned = True
         job.call.context.ask_to_stop()
-        if job.thread is not None and not job.call.ended:
+        if job.is_begun and not job.call.ended:
             job.call.left_running = True
             self.left_behind += 1
             self._size -= 1
@@ -130,7 +112,6 @@ class Threads:
         jobs = self._jobs
         get = jobs.get
         done = self._done
-        me = threading.current_thread()
         while True:
             job = get()
             if job is None:
@@ -138,11 +119,11 @@ class Threads:
                 return
             if job.abandoned:  # before it was begun
                 continue
-            job.thread = me
+            job.is_begun = True
             try:
-                job.value = job.context.run(_invoke, job.call)
+                job.value = job.context.run(invoke, job.call)
             except BaseException as error:
-                job.error = _portable(error)
+                job.error = portable(error)
             job.call.ended = True
             done.append(job)
             # The delivery clears the flag before it empties the list, so what was added before is seen by it, and what is
@@ -181,8 +162,7 @@ class ThreadRunner:
 
     def __init__(self) -> None:
         self._threads = Threads()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_thread: threading.Thread | None = None
+        self._coroutines = PrivateLoop()
 
     async def start(self, *, concurrency: int) -> None:
         """See :class:`~omniq.runners.runner.Runner`."""
@@ -191,78 +171,9 @@ class ThreadRunner:
     async def stop(self) -> None:
         """See :class:`~omniq.runners.runner.Runner`."""
         self._threads.stop()
-        loop, self._loop = self._loop, None
-        if loop is not None:
-            loop.call_soon_threadsafe(loop.stop)
+        self._coroutines.stop()
 
     async def run(self, call: Call) -> Any:
         """See :class:`~omniq.runners.runner.Runner`."""
-        if not call.definition.is_async:
-            return await self._threads.run(call)
-        theirs = self._private_loop()
-        ours = asyncio.get_running_loop()
-        ended: asyncio.Future[tuple[Any, BaseException | None]] = ours.create_future()
-        running: list[asyncio.Task[None]] = []
-
-        async def body() -> None:
-            value, error = None, None
-            try:
-                running_task.set(call.context)
-                args, kwargs = call.definition.convert(*decode_arguments(call.envelope))
-                value = await call.definition.func(*args, **kwargs)
-            except BaseException as raised:  # SystemExit too, which would end the loop under all the others
-                error = _portable(raised)
-            call.ended = True
-            try:
-                ours.call_soon_threadsafe(hand_over, value, error)
-            except RuntimeError:  # the worker's loop is closed: the worker is gone
-                pass
-
-        def hand_over(value: Any, error: BaseException | None) -> None:
-            if not ended.done():
-                ended.set_result((value, error))
-
-        context = copy_context()
-        theirs.call_soon_threadsafe(lambda: running.append(theirs.create_task(body(), context=context)))
-        try:
-            await asyncio.shield(ended)
-        except asyncio.CancelledError:
-            call.context.ask_to_stop()
-            call.left_running = True
-            theirs.call_soon_threadsafe(lambda: running[0].cancel())
-            await asyncio.wait([ended], timeout=STOP_WAIT_S)
-            if not ended.done():
-                log.warning(
-                    "task %s (%s) does not let itself be cancelled; it is left to itself",
-                    call.context.task_id,
-                    call.definition.name,
-                )
-                raise
-            call.left_running = False
-        value, error = ended.result()
-        if error is not None:
-            raise error
-        return value
-
-    def _private_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._loop_thread = threading.Thread(
-                target=_run_loop, args=(self._loop,), name="omniq-coroutines", daemon=True
-            )
-            self._loop_thread.start()
-        return self._loop
-
-
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        pending = asyncio.all_tasks(loop)
-        for task in pending:
-            task.cancel()
-        if pending:
-            loop.run_until_complete(asyncio.wait(pending, timeout=1.0))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
+        where = self._coroutines if call.definition.is_async else self._threads
+        return await where.run(call)

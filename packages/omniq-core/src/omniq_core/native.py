@@ -1,0 +1,146 @@
+"""Threads and locks of the operating system, also where gevent has taken the place of those of the standard library.
+
+``gevent.monkey.patch_all()`` makes ``threading.Thread`` a greenlet, on the one thread that all the others of the process
+share. Then a thread that must go on whatever user code does (one that extends leases), that is there to wait in a C library
+(SQLite's), or that has an event loop of its own (``asyncio.get_running_loop()`` is kept by thread of the system) is none any
+more. So whatever in OmniQ needs a thread takes it from here; without gevent it is a plain ``threading.Thread``.
+
+What patching does to such a thread: an event loop that is made *in* it runs on gevent's selector, with a hub of its own that
+no other thread sees. Sockets, ``to_thread`` and what client libraries start as threads live on that hub. That costs some
+speed and breaks nothing.
+
+Locks are held for a few steps that never wait, by greenlets of one thread as well as by several threads, so they are native
+too: :class:`RLock`. What is *waited* for from ordinary code is a :class:`Latch`: it lets other greenlets run.
+
+gevent is never imported here: a process that has not loaded it is not patched.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from _queue import SimpleQueue
+from _thread import RLock
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["Latch", "RLock", "SimpleQueue", "Thread", "is_patched", "make_thread"]
+
+SLICE_S = 0.5
+"""The longest wait in one piece, in seconds. A signal that arrives in the instant before the system call begins to wait does
+not end it; and a hub on which nothing else is waited for would report a wait without end as an error."""
+
+
+def is_patched() -> bool:
+    """Whether ``threading`` means greenlets in this process."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+class Latch:
+    """Something that will happen once, in whatever thread. Greenlets go on while it is waited for."""
+
+    __slots__ = ("_is_set", "_lock")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._lock = threading.Lock()  # a patched one, if so: it is what lets greenlets run
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """It has happened. By one thread, which may repeat it."""
+        if not self._is_set:
+            self._is_set = True
+            self._lock.release()
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Waits for it, by as many as like; whether it has happened in time."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._is_set:
+            slice_s = SLICE_S if until is None else min(SLICE_S, until - time.monotonic())
+            if slice_s <= 0:
+                return False
+            if self._lock.acquire(timeout=slice_s):
+                self._lock.release()
+        return True
+
+
+class Thread(Protocol):
+    """What :func:`make_thread` returns: this much of ``threading.Thread``."""
+
+    name: str
+
+    def start(self) -> None:
+        """Starts it, once."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for its end."""
+
+    def is_alive(self) -> bool:
+        """Whether it was started and has not ended."""
+        ...
+
+
+def make_thread(target: Callable[..., object], *args: Any, name: str, daemon: bool = True) -> Thread:
+    """A thread of the operating system, not started.
+
+    Args:
+        target: what it runs.
+        args: for ``target``.
+        name: for logs and debuggers.
+        daemon: ``False``: the process waits for it at its end. Not under patching, where each is a daemon.
+    """
+    if is_patched():
+        return _UnpatchedThread(target, args, name)
+    return threading.Thread(target=target, args=args, name=name, daemon=daemon)
+
+
+class _UnpatchedThread:
+    """A thread beside the hub's."""
+
+    def __init__(self, target: Callable[..., object], args: tuple[Any, ...], name: str) -> None:
+        self.name = name
+        self.daemon = True
+        self._target = target
+        self._args = args
+        self._was_started = False
+        self._ended = Latch()
+
+    def start(self) -> None:
+        if self._was_started:
+            raise RuntimeError("threads can only be started once")
+        self._was_started = True
+        try:
+            # Two threads that make their first hubs at once hang in gevent 26.9: each imports gevent's event loop, under
+            # import locks that are gevent's as well and need hubs. So this thread has its own before the other begins.
+            sys.modules["gevent.hub"].get_hub()
+            start_new_thread = sys.modules["gevent.monkey"].get_original("_thread", "start_new_thread")
+            start_new_thread(self._run, ())
+        except BaseException:
+            self._ended.set()
+            raise
+
+    def _run(self) -> None:
+        hub = sys.modules["gevent.hub"].get_hub()
+        try:
+            threading.current_thread().name = self.name
+            self._target(*self._args)
+        except SystemExit:
+            pass
+        except BaseException:
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), None)))
+        finally:
+            hub.destroy(True)  # it holds a few descriptors, and nobody else would ever close them
+            # current_thread() has made an entry for this thread, which would stay in threading.enumerate().
+            threading._active.pop(threading.get_ident(), None)  # type: ignore[attr-defined]
+            self._ended.set()
+
+    def join(self, timeout: float | None = None) -> None:
+        self._ended.wait(timeout)
+
+    def is_alive(self) -> bool:
+        return self._was_started and not self._ended.is_set()
