@@ -1,4 +1,5 @@
-"""The suite that says what a backend of OmniQ is: subclass :class:`BackendSuite`, supply a way to make yours, run pytest.
+"""The suite that says what a backend of OmniQ is: subclass :class:`BackendSuite`, supply a way to make yours, run pytest. The
+same for worker types: :class:`WorkerSuite`.
 
 Importing this module loads nothing else: pytest imports it in every run of every project in whose environment it is
 installed, and must not be slowed down, or broken, by a suite that nobody asked for.
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omniq_conformance.env import Env, Unavailable
     from omniq_conformance.suite import BackendSuite
+    from omniq_conformance.worker_suite import WorkerSuite
 
 __version__ = "0.1.0"
-__all__ = ["BackendSuite", "Env", "Unavailable"]
+__all__ = ["BackendSuite", "Env", "Unavailable", "WorkerSuite"]
 
-_HOMES = {"BackendSuite": "suite", "Env": "env", "Unavailable": "env"}
+_HOMES = {"BackendSuite": "suite", "Env": "env", "Unavailable": "env", "WorkerSuite": "worker_suite"}
 
 
 def __getattr__(name: str) -> object:

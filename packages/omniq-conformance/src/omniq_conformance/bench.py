@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from omniq_conformance.env import Env, Unavailable
 from omniq_conformance.hand import Hand
 from omniq_conformance.remote import Remote
 from omniq_core import Backend, BackendError, Capability, ErrorCode, TaskState, Unreachable, Unsupported
+from omniq_core.native import make_thread
 
 if TYPE_CHECKING:
     from omniq_conformance.suite import BackendSuite
@@ -184,9 +184,20 @@ class Bench(Hand):
     async def on_another_thread(self) -> AsyncIterator[Elsewhere]:
         """A twin of the backend, opened on another thread's event loop."""
         twin = self.backend.twin()
-        loop = asyncio.new_event_loop()
-        thread = threading.Thread(target=loop.run_forever, name="conformance: elsewhere", daemon=True)
+        here = asyncio.get_running_loop()
+        started: asyncio.Future[asyncio.AbstractEventLoop] = here.create_future()
+
+        def run() -> None:
+            loop = asyncio.new_event_loop()
+            loop.call_soon(here.call_soon_threadsafe, started.set_result, loop)
+            try:
+                loop.run_forever()
+            finally:
+                loop.close()
+
+        thread = make_thread(run, name="conformance: elsewhere")
         thread.start()
+        loop = await started
         try:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(twin.open(), loop))
             yield Elsewhere(loop, Hand(twin))
@@ -196,8 +207,6 @@ class Bench(Hand):
             finally:
                 loop.call_soon_threadsafe(loop.stop)
                 await asyncio.to_thread(thread.join, CLOSE_S)
-                if not thread.is_alive():
-                    loop.close()
 
     async def process(self) -> Remote:
         """Another process with the storage open, until the end of the test."""

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-pytest.register_assert_rewrite("omniq_conformance.checks", "omniq_conformance.histories")
+pytest.register_assert_rewrite(
+    "omniq_conformance.checks", "omniq_conformance.histories", "omniq_conformance.worker_suite"
+)
 
 
 def pytest_addoption(parser: Any) -> None:

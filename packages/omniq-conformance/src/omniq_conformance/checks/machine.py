@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 
 from omniq_conformance.bench import Bench
 from omniq_conformance.catalogue import check
 from omniq_core import Capability
+from omniq_core.native import make_thread
 
 
 @check(Capability.FENCED_SETTLE, slow=12, wide=True)
@@ -26,7 +26,7 @@ async def random_histories_agree_with_the_model(b: Bench) -> None:
             error = raised
         loop.call_soon_threadsafe(_end, ended, error)
 
-    threading.Thread(target=run, name="conformance: machine", daemon=True).start()
+    make_thread(run, name="conformance: machine").start()
     await ended
 
 

@@ -16,14 +16,25 @@ from typing import TypeVar
 
 import pytest
 
+from omniq_conformance.servers.azure import AzureEndpoint
 from omniq_conformance.servers.base import Profile, Server
-from omniq_conformance.servers.isolation import fresh_prefix, fresh_schema
+from omniq_conformance.servers.gcs import GcsServer
+from omniq_conformance.servers.isolation import fresh_bucket, fresh_prefix, fresh_schema
+from omniq_conformance.servers.nats import NatsCluster, NatsServer
 from omniq_conformance.servers.pgbouncer import PgBouncer
 from omniq_conformance.servers.postgres import PostgresServer
 from omniq_conformance.servers.proxy import Proxy
 from omniq_conformance.servers.redis import RedisServer, ValkeyServer
+from omniq_conformance.servers.s3 import S3Server
 
 __all__ = [
+    "azure_container",
+    "azure_endpoint",
+    "gcs_bucket",
+    "gcs_server",
+    "nats_cluster",
+    "nats_server",
+    "nats_server_durable",
     "pgbouncer_server",
     "postgres_schema",
     "postgres_server",
@@ -34,6 +45,8 @@ __all__ = [
     "redis_prefix",
     "redis_server",
     "redis_server_durable",
+    "s3_bucket",
+    "s3_server",
     "server_proxy",
     "valkey_prefix",
     "valkey_server",
@@ -97,6 +110,45 @@ def redis_server_durable() -> RedisServer:
 
 
 @pytest.fixture(scope="session")
+def s3_server() -> S3Server:
+    """An S3 server. When it is killed or stopped, all that was in it is gone."""
+    return _server(S3Server, "default")
+
+
+@pytest.fixture(scope="session")
+def gcs_server() -> GcsServer:
+    """A server of Google Cloud Storage. What it has acknowledged survives when it is killed."""
+    return _server(GcsServer, "default")
+
+
+@pytest.fixture(scope="session")
+def azure_endpoint() -> AzureEndpoint:
+    """The blob storage that `OMNIQ_TEST_AZURE_ENDPOINT` names. No wheel has one: without the variable the test is skipped."""
+    if not AzureEndpoint.from_env().is_named:
+        pytest.skip(f"{AzureEndpoint.variable} names no blob storage, and no wheel has one")
+    return _server(AzureEndpoint, "default")
+
+
+@pytest.fixture(scope="session")
+def nats_server() -> NatsServer:
+    """NATS with JetStream as it comes: it syncs its files every two minutes."""
+    return _server(NatsServer, "default")
+
+
+@pytest.fixture(scope="session")
+def nats_server_durable() -> NatsServer:
+    """NATS with JetStream that syncs each write before it acknowledges it."""
+    return _server(NatsServer, "durable")
+
+
+@pytest.fixture(scope="session")
+def nats_cluster() -> Iterator[NatsCluster]:
+    """Three NATS servers that replicate. A test that kills one starts it again."""
+    with NatsCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
 def pgbouncer_server(request: pytest.FixtureRequest) -> Iterator[PgBouncer]:
     """PgBouncer in transaction mode in front of `postgres_server`."""
     server = PgBouncer.from_env()
@@ -125,6 +177,27 @@ def redis_prefix(redis_server: RedisServer) -> Iterator[str]:
     """A prefix of this test alone; its keys are removed at the end."""
     with fresh_prefix(redis_server) as prefix:
         yield prefix
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server) -> Iterator[str]:
+    """An empty bucket of this test alone; removed at the end."""
+    with fresh_bucket(s3_server) as name:
+        yield name
+
+
+@pytest.fixture
+def gcs_bucket(gcs_server: GcsServer) -> Iterator[str]:
+    """An empty bucket of this test alone; removed at the end."""
+    with fresh_bucket(gcs_server) as name:
+        yield name
+
+
+@pytest.fixture
+def azure_container(azure_endpoint: AzureEndpoint) -> Iterator[str]:
+    """An empty container of this test alone; removed at the end."""
+    with fresh_bucket(azure_endpoint) as name:
+        yield name
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from secrets import token_hex
 
 from omniq_conformance.servers.base import ServerError
+from omniq_conformance.servers.object_store import ObjectStore
 from omniq_conformance.servers.postgres import SpeaksPostgres
 from omniq_conformance.servers.redis import SpeaksRedis
 
@@ -52,3 +53,13 @@ def fresh_prefix(server: SpeaksRedis) -> Iterator[str]:
             cursor = reply[0]
             if cursor == b"0":
                 break
+
+
+@contextmanager
+def fresh_bucket(server: ObjectStore) -> Iterator[str]:
+    """The name of an empty bucket that was made for this; at the end it is removed with all that is in it."""
+    name = fresh_name().replace("_", "-")  # what every object store takes in the name of a bucket
+    server.make_bucket(name)
+    yield name
+    if server.is_up:
+        server.drop_bucket(name)

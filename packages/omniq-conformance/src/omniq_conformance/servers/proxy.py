@@ -24,6 +24,8 @@ _PORTS = {
     "redis": 6379,
     "rediss": 6379,
     "nats": 4222,
+    "http": 80,
+    "https": 443,
 }  # when a URL says none
 _CHUNK = 16 * 1024
 

@@ -1,0 +1,101 @@
+"""The program whose tasks a :class:`~omniq_conformance.worker_suite.WorkerSuite` has run, as text: the worker under test
+imports it, as it would a user's, in a process of its own. The suite itself knows ``omniq`` only by what such processes say.
+
+Started by itself it is the client: it reads one request a line, and answers each with a line.
+"""
+
+__all__ = ["PROGRAM"]
+
+PROGRAM = '''
+import asyncio, json, os, sys, time
+from omniq import OmniQ, current_task
+
+oq = OmniQ(os.environ["OMNIQ_SUITE_URL"])
+
+
+def note(what, *more):
+    """One line in the ledger. Each is one write, so that lines of several processes never mix."""
+    line = json.dumps([what, current_task().task_id, current_task().attempt, time.time(), *more]) + "\\n"
+    file = os.open(os.environ["OMNIQ_SUITE_LEDGER"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(file, line.encode())
+    os.close(file)
+
+
+@oq.task
+def plain(value, seconds=0.0):
+    before = current_task().task_id
+    note("started")
+    try:
+        time.sleep(seconds)
+    finally:
+        note("ended")
+    return [value, before, current_task().task_id]
+
+
+@oq.task
+async def coroutine(value, seconds=0.0):
+    before = current_task().task_id
+    note("started")
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        note("ended")
+    return [value, before, current_task().task_id]
+
+
+ERRORS = {kind.__name__: kind for kind in (KeyError, SystemExit, StopIteration, GeneratorExit, BaseException)}
+
+
+@oq.task
+def plain_failure(kind):
+    note("started")
+    raise ERRORS[kind]("on purpose")
+
+
+@oq.task
+async def coroutine_failure(kind):
+    note("started")
+    raise ERRORS[kind]("on purpose")
+
+
+@oq.task
+def plain_blocker(seconds):
+    note("started")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+@oq.task
+async def coroutine_blocker(seconds):
+    plain_blocker.func(seconds)
+
+
+def answer(verb, *values):
+    if verb == "enqueue":
+        names = {task.name.partition(":")[2]: task.name for task in oq.registry}
+        calls = [{"func": names[name], "func_args": args, **options} for name, args, options in values[0]]
+        return oq.enqueue_many(calls)
+    if verb == "results":
+        ids, timeout = values
+        found = [oq.get_result(task_id, timeout) for task_id in ids]
+        return [
+            one and {"status": one.status, "result": one.result, "error": one.error, "traceback": one.error_traceback}
+            for one in found
+        ]
+    if verb == "tasks":
+        found = [oq.get_task(task_id) for task_id in values[0]]
+        return [{"status": one.status, "attempts": one.attempts, "crashes": one.crashes} for one in found]
+    if verb == "cancel":
+        return oq.cancel(values[0])
+    if verb == "maintain":
+        return oq.task_queue.cleanup_expired()
+    raise ValueError(verb)
+
+
+if __name__ == "__main__":
+    import suite_program  # the tasks are named after the module as the worker imports it
+
+    for line in sys.stdin:
+        print(json.dumps(suite_program.answer(*json.loads(line))), flush=True)
+'''
