@@ -1,0 +1,151 @@
+"""What is kept in memory of a task, a result, a claim and a queue: an index, without the bodies.
+
+Tasks and results are ``msgspec`` structs in array form, of numbers and text only: a checkpoint encodes them as they are, in
+C, and the garbage collector does not walk them (``gc=False``), so a million of them cost memory and nothing else.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+
+import msgspec
+
+from omniq_file.commit import Place
+
+__all__ = [
+    "CANCELLED", "DEAD", "DELAYED", "EXPIRED", "GONE", "READY", "RUNNING", "SUCCEEDED", "ClaimRecord", "Kind", "Line",
+    "NamedQueue", "Rare", "Result", "Task",
+]  # fmt: skip
+
+READY, DELAYED, RUNNING, SUCCEEDED, DEAD, CANCELLED, EXPIRED, GONE = range(8)
+"""A task's state. Pending is two: in line, or waiting for its time. ``GONE``: deleted, and perhaps still in a line."""
+
+
+class Rare(msgspec.Struct, array_like=True, gc=False):
+    """What most pending tasks do not have."""
+
+    expires_at: float | None = None
+    unique_key: str | None = None
+    finished_at: float | None = None
+    reason: str | None = None
+    error: Place | None = None
+    cancel_requested: bool = False
+
+
+class Task(msgspec.Struct, array_like=True, gc=False):
+    """One stored task."""
+
+    id: str
+    kind: int
+    """Its place in ``TaskMachine.kinds``."""
+    seq: int
+    """The order of arrival."""
+    enqueued_at: float
+    run_at: float
+    body_in: int
+    """Where its body lies: the commit's number, the offset, the length."""
+    body_at: int
+    body_bytes: int
+    state: int = READY
+    attempt: int = 0
+    crashes: int = 0
+    fence: int = 0
+    """Of its newest claim or take-over; of the claim that it is open in, while it runs."""
+    rare: Rare | None = None
+
+
+class Kind(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What the tasks of one kind have in common."""
+
+    queue: str
+    name: str
+    priority: int
+    max_attempts: int
+    max_crashes: int
+
+
+class Result(msgspec.Struct, array_like=True, gc=False):
+    """One stored result record."""
+
+    task_id: str
+    fence: int
+    state: int
+    final: bool
+    ttl_s: float | None
+    stored_at: float
+    expires_at: float
+    body_in: int
+    body_at: int
+    body_bytes: int
+
+
+class ClaimRecord:
+    """One call of claim, while a task of it is open. Its fence is the fence of its tasks, and no other claim's."""
+
+    __slots__ = ("claim_id", "fence", "open", "until", "worker_id")
+
+    def __init__(self, fence: int, claim_id: str, worker_id: str, until: float) -> None:
+        self.fence, self.claim_id, self.worker_id, self.until = fence, claim_id, worker_id, until
+        self.open: dict[str, Task] = {}
+
+
+class Line:
+    """The due tasks of one queue and priority, by arrival: new ones at the end, returned ones in a heap.
+
+    Nothing is removed from the middle: what is not ``READY`` when it comes up is skipped. A task that left and came back
+    may stand here twice, in the same place; the second time it is not ``READY`` any more.
+    """
+
+    __slots__ = ("fresh", "returned")
+
+    def __init__(self) -> None:
+        self.fresh: deque[Task] = deque()
+        self.returned: list[tuple[int, Task]] = []
+
+    def put_back(self, task: Task) -> None:
+        heapq.heappush(self.returned, (task.seq, task))
+
+    def pop(self) -> Task | None:
+        if self.returned:
+            if not self.fresh or self.returned[0][0] <= self.fresh[0].seq:
+                return heapq.heappop(self.returned)[1]
+            return self.fresh.popleft()
+        return self.fresh.popleft() if self.fresh else None
+
+
+class NamedQueue:
+    """The lines of one queue by priority, who waits for a time, and its counts."""
+
+    __slots__ = ("delayed", "lines", "order", "paused", "ready", "running", "used", "waiting")
+
+    def __init__(self) -> None:
+        self.lines: dict[int, Line] = {}
+        self.order: list[int] = []
+        """Priorities that have a line, highest first."""
+        self.waiting: list[tuple[float, int, Task]] = []
+        """``DELAYED`` tasks by due time, and some that are so no more."""
+        self.paused = False
+        self.used = False
+        """Whether it was ever enqueued to, and not just paused."""
+        self.ready = self.delayed = self.running = 0
+
+    def line(self, priority: int) -> Line:
+        line = self.lines.get(priority)
+        if line is None:
+            line = self.lines[priority] = Line()
+            self.order = sorted(self.lines, reverse=True)
+        return line
+
+    def sweep(self) -> None:
+        """Forgets places of tasks that left a line otherwise than by a claim, once there is nobody else in it."""
+        if not self.ready and self.lines:
+            self.lines.clear()
+            self.order = []
+        if not self.delayed and self.waiting:
+            self.waiting.clear()
+
+    def drop_line(self, priority: int) -> None:
+        """Forgets an empty line, so that old priorities cost a claim nothing."""
+        del self.lines[priority]
+        self.order = sorted(self.lines, reverse=True)

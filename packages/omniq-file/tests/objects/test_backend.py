@@ -1,0 +1,278 @@
+"""The whole backend on object stores: racing and dying processes, lost replies, and what each call costs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+from omniq_conformance.servers import Proxy, S3Server
+from omniq_core import Claim, ErrorCode, Outcome, Queue, Settlement, TaskRecord, TaskState, Verb
+from omniq_file import FileBackend
+
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+def tasks(count: int) -> list[TaskRecord]:
+    return [TaskRecord(id=str(uuid.uuid4()), queue="q", name="work", body=b"body") for _ in range(count)]
+
+
+async def claim(queue: Queue, count: int = 10, claim_id: str = "", lease_s: float = 60.0) -> list[Claim]:
+    claim_id = claim_id or str(uuid.uuid4())
+    return list(await queue.claim(["q"], max_tasks=count, lease_s=lease_s, worker_id="w", claim_id=claim_id))
+
+
+async def insist(backend: FileBackend, call: Callable[[], Awaitable[Any]]) -> Any:
+    """Repeats a call until it succeeds, as OmniQ does. Every failure must be one that may be repeated."""
+    end = time.monotonic() + 20
+    while True:
+        try:
+            return await call()
+        except Exception as error:
+            if not backend.classify(error).is_retryable or time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.02)  # a server that starts has no signal that we could wait for
+
+
+WORKER = """
+import asyncio, sys, uuid
+from omniq_core import Outcome, Settlement, Verb
+from omniq_file import FileBackend
+
+async def main(url, me, count, lease_s):
+    async with FileBackend.from_url(url) as backend:
+        queue = backend.queue()
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        while True:
+            claims = await queue.claim(
+                ["q"], max_tasks=count, lease_s=lease_s, worker_id=me, claim_id=str(uuid.uuid4()))
+            if not claims:
+                stats = await queue.stats(["q"])
+                if not any(found.ready or found.delayed or found.running for found in stats):
+                    return
+                await queue.wait(["q"], timeout_s=0.2)
+                await queue.maintain()
+                continue
+            if me == "dies":
+                print(*(claim.task_id for claim in claims), flush=True)
+                await asyncio.sleep(3600)
+            ends = await queue.settle([Settlement(c.lease, Verb.SUCCEED, result=me.encode()) for c in claims])
+            done = [c.task_id for c, end in zip(claims, ends) if end is Outcome.OK]
+            print(*done, flush=True)
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))
+"""
+
+
+@contextmanager
+def workers(
+    url: str, *names: str, count: int = 7, lease_s: float = 60.0
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Worker processes that stand ready, and then go. None is left in the end."""
+    with ExitStack() as stack:
+        started = []
+        for me in names:
+            command = [sys.executable, "-c", WORKER, url, me, str(count), str(lease_s)]
+            worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            stack.enter_context(worker)
+            stack.callback(worker.kill)
+            started.append(worker)
+        for worker in started:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+        for worker in started:
+            assert worker.stdin is not None
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+        yield started
+
+
+def test_two_racing_worker_processes_do_each_task_exactly_once(place: Any, run: Run) -> None:
+    records = tasks(150)
+
+    async def fill() -> None:
+        async with FileBackend.from_url(place.url()) as backend:
+            await backend.queue().enqueue(records)
+
+    run(fill())
+    with workers(place.url(), "a", "b") as racing:
+        done = [worker.communicate(timeout=90)[0].split() for worker in racing]
+    assert all(done), "one of them has done everything: they did not race"
+    assert sorted(done[0] + done[1]) == sorted(record.id for record in records)
+
+    async def look() -> None:
+        async with FileBackend.from_url(place.url()) as backend:
+            found = await backend.queue().get([record.id for record in records])
+            assert {task.state for task in found if task is not None} == {TaskState.SUCCEEDED}
+            assert None not in found
+            results = await backend.result_store().get(done[1])
+            assert {result.body for result in results if result is not None} == {b"b"}
+
+    run(look())
+
+
+def test_what_a_killed_worker_process_held_is_done_by_the_others_once(place: Any, run: Run) -> None:
+    records = tasks(30)
+
+    async def fill() -> None:
+        async with FileBackend.from_url(place.url()) as backend:
+            await backend.queue().enqueue(records)
+
+    run(fill())
+    with workers(place.url(), "dies", count=5, lease_s=1.0) as [dying]:
+        assert dying.stdout is not None
+        held = dying.stdout.readline().split()
+        assert len(held) == 5
+        dying.kill()
+    with workers(place.url(), "a", "b", count=4, lease_s=30.0) as racing:
+        done = " ".join(worker.communicate(timeout=90)[0] for worker in racing).split()
+    assert sorted(done) == sorted(record.id for record in records)
+    assert set(held) <= set(done)
+
+
+def test_calls_whose_commits_or_looks_lose_their_replies_take_effect_once(
+    place: Any, run: Run, server_proxy: Callable[[Any], Proxy]
+) -> None:
+    proxy = server_proxy(place.server)
+    # GCS tells a creation by its body, which may come by itself.
+    creates = {"s3": b"PUT ", "gcs": b'"name"', "azure": b"PUT "}[place.kind]
+
+    async def main() -> None:
+        url = place.url(proxy.url_for(place.server.endpoint))
+        async with FileBackend.from_url(url) as backend:
+            queue = backend.queue()
+            lost = 0
+
+            async def losing(request: bytes, call: Callable[[], Awaitable[Any]]) -> Any:
+                nonlocal lost
+                lost += 1
+                proxy.swallow_reply(predicate=lambda data: request in data)
+                answer = await insist(backend, call)
+                proxy.wait_for(lambda counters: counters.swallowed == lost)
+                return answer
+
+            for request in (creates, b"GET ", creates, b"GET "):
+                [record] = tasks(1)
+                first = await losing(request, lambda record=record: queue.enqueue([record]))
+                assert {answer.outcome for answer in first} <= {Outcome.OK, Outcome.DUPLICATE}
+                claim_id = str(uuid.uuid4())
+                [held] = await losing(request, lambda claim_id=claim_id: claim(queue, claim_id=claim_id))
+                assert held.task_id == record.id
+                assert held.attempt == 1
+                end = Settlement(held.lease, Verb.SUCCEED, result=b"done")
+                [outcome] = await losing(request, lambda end=end: queue.settle([end]))
+                assert outcome in (Outcome.OK, Outcome.DUPLICATE)
+                assert await claim(queue) == []
+                [result] = await backend.result_store().get([record.id])
+                assert result is not None
+                assert result.body == b"done"
+
+    run(main())
+
+
+def test_a_connection_that_is_cut_again_and_again_loses_and_doubles_nothing(
+    place: Any, run: Run, server_proxy: Callable[[Any], Proxy]
+) -> None:
+    proxy = server_proxy(place.server)
+
+    async def main() -> None:
+        async with FileBackend.from_url(place.url(proxy.url_for(place.server.endpoint))) as backend:
+            queue = backend.queue()
+            acknowledged: list[str] = []
+            done: list[str] = []
+            stop = False
+
+            async def produce() -> None:
+                while not stop:
+                    records = tasks(3)
+                    await insist(backend, lambda records=records: queue.enqueue(records))
+                    acknowledged.extend(record.id for record in records)
+
+            async def work() -> None:
+                while not (stop and len(done) >= len(acknowledged)):
+                    claim_id = str(uuid.uuid4())
+                    claims = await insist(backend, lambda claim_id=claim_id: claim(queue, 20, claim_id))
+                    ends = [Settlement(c.lease, Verb.SUCCEED, result=b"done") for c in claims]
+                    outcomes = await insist(backend, lambda ends=ends: queue.settle(ends))
+                    assert set(outcomes) <= {Outcome.OK, Outcome.DUPLICATE}
+                    done.extend(c.task_id for c in claims)
+
+            producers = [asyncio.ensure_future(produce()) for _ in range(2)]
+            worker = asyncio.ensure_future(work())
+            for _ in range(6):
+                before = len(acknowledged)
+                while len(acknowledged) < before + 6:  # noqa: ASYNC110 - a count has no event
+                    await asyncio.sleep(0.01)
+                proxy.cut()
+            stop = True
+            await asyncio.gather(*producers)
+            await worker
+            assert sorted(done) == sorted(acknowledged)
+
+    run(main())
+
+
+def test_a_backend_through_a_line_that_is_dead_fails_in_time_and_goes_on_when_it_lives(
+    place: Any, run: Run, server_proxy: Callable[[Any], Proxy]
+) -> None:
+    proxy = server_proxy(place.server)
+
+    async def main() -> None:
+        url = place.url(proxy.url_for(place.server.endpoint), timeout_s=0.3)
+        async with FileBackend.from_url(url) as backend:
+            queue = backend.queue()
+            [record] = tasks(1)
+            proxy.half_open()
+            started = time.monotonic()
+            with pytest.raises(Exception) as silent:  # noqa: PT011 - what matters is what it means
+                await queue.enqueue([record])
+            assert backend.classify(silent.value) is ErrorCode.UNKNOWN_EFFECT
+            assert time.monotonic() - started < 10
+            proxy.cut()
+            proxy.heal()
+            await insist(backend, lambda: queue.enqueue([record]))
+            assert [c.task_id for c in await claim(queue)] == [record.id]
+
+    run(main())
+
+
+def test_the_readme_counts_the_requests_right(s3_server: S3Server, s3_bucket: str, run: Run) -> None:
+    key, secret = s3_server.login
+    url = f"s3://{s3_bucket}?endpoint_url={s3_server.endpoint}&key={key}&secret={secret}&poll_interval_s=60"
+
+    def requests(since: int) -> Counter[str]:
+        log = s3_server.log[since:]
+        found = re.findall(r'"(?:\x1b\[\d+m)*(GET|PUT|POST|DELETE) (\S+)', log)
+        return Counter("LIST" if "list-type" in path else method for method, path in found)
+
+    async def main() -> None:
+        async with FileBackend.from_url(url) as backend:
+            queue = backend.queue()
+
+            async def cost(call: Callable[[], Awaitable[Any]]) -> tuple[Counter[str], Any]:
+                since = len(s3_server.log)
+                answer = await call()
+                return requests(since), answer
+
+            one_commit = Counter({"PUT": 1, "LIST": 1})
+            one_look = Counter({"GET": 1, "LIST": 1})
+            records = tasks(500)
+            assert (await cost(lambda: queue.enqueue(records)))[0] == one_commit
+            spent, claims = await cost(lambda: claim(queue, 100))
+            assert (spent, len(claims)) == (one_commit, 100)
+            assert (await cost(lambda: queue.extend([c.lease for c in claims], lease_s=60)))[0] == one_commit
+            ends = [Settlement(c.lease, Verb.SUCCEED, result=b"done") for c in claims]
+            assert (await cost(lambda: queue.settle(ends)))[0] == one_commit
+            assert (await cost(lambda: queue.get([records[0].id])))[0] == one_look
+
+    run(main())
