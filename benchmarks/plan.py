@@ -54,6 +54,7 @@ PLAN: dict[str, list[Variant]] = {
         *ours("claim cost", "backlog"),
         *peer("huey"),
     ],
+    "file": [*ours("claim cost", "backlog"), *peer("huey")],
     "redis": [
         Variant("raw redis", "raw_redis", "raw", scenarios=(*RAW, "enqueue 64")),
         *ours("claim cost", "backlog"),
@@ -64,6 +65,11 @@ PLAN: dict[str, list[Variant]] = {
         *peer("saq", bare=False),
         *peer("arq", bare=False),
         *peer("rq", bare=False),
+    ],
+    "nats": [
+        Variant("raw nats", "raw_nats", "raw", scenarios=(*RAW, "enqueue 64")),
+        *ours("claim cost", "backlog"),
+        *peer("taskiq_nats"),
     ],
     "postgres": [
         Variant("raw postgres", "raw_postgres", "raw", scenarios=(*RAW, "enqueue 64")),

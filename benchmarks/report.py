@@ -282,9 +282,15 @@ def _promises(run: Run) -> Iterator[Line]:
             yield Line(what, mine / other[1], factor, unit=" times", detail=detail)
 
     one, many, batch, drain = (ours(name) for name in ("enqueue one", "enqueue 64", "enqueue batch", "drain"))
-    yield from {"sqlite": _sqlite, "redis": _redis, "postgres": _postgres, "memory": _memory}[run.store](
-        run, times
-    )
+    of_store = {
+        "sqlite": _sqlite,
+        "file": _file,
+        "redis": _redis,
+        "postgres": _postgres,
+        "memory": _memory,
+        "nats": _nats,
+    }
+    yield from of_store[run.store](run, times)
 
     if run.store == "sqlite":
         yield from times("enqueue in batches, to one by one", batch, ("one by one", one) if one else None, 10)
@@ -332,6 +338,20 @@ def _memory(run: Run, times: Any) -> Iterator[Line]:
 def _sqlite(run: Run, times: Any) -> Iterator[Line]:
     huey = run.median("huey", "drain")
     yield from times("drain, to huey's", run.median("omniq", "drain"), ("huey", huey) if huey else None, 20)
+
+
+def _nats(run: Run, times: Any) -> Iterator[Line]:
+    taskiq = run.median("taskiq_nats", "drain")
+    yield from times(
+        "drain, to taskiq-nats", run.median("omniq", "drain"), ("taskiq-nats", taskiq) if taskiq else None, 10
+    )
+
+
+def _file(run: Run, times: Any) -> Iterator[Line]:
+    huey = run.median("huey", "drain")
+    yield from times(
+        "drain, to huey's file store", run.median("omniq", "drain"), ("huey", huey) if huey else None, 10
+    )
 
 
 def _redis(run: Run, times: Any) -> Iterator[Line]:

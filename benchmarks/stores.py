@@ -1,8 +1,8 @@
 """The storages that everyone is measured on: started here, with settings that are stated, or taken from the environment.
 
-``OMNIQ_TEST_VALKEY_URL``, ``OMNIQ_TEST_REDIS_URL`` and ``OMNIQ_TEST_POSTGRES_URL`` name servers that are there already.
-**They are wiped**: a Redis
-database is flushed, and of PostgreSQL the database ``omniq_bench`` is dropped and made again.
+``OMNIQ_TEST_VALKEY_URL``, ``OMNIQ_TEST_REDIS_URL``, ``OMNIQ_TEST_POSTGRES_URL`` and ``OMNIQ_TEST_NATS_URL`` name servers
+that are there already. **They are wiped**: a Redis database is flushed, of PostgreSQL the database ``omniq_bench`` is dropped
+and made again, and of NATS all streams are deleted.
 """
 
 from __future__ import annotations
@@ -70,6 +70,22 @@ class SQLiteStore(Store):
         self._folder.mkdir(parents=True)
 
 
+class FileStore(Store):
+    """A folder. What is written there is synced by ours and by nobody else: huey's file store does not."""
+
+    name = "file"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "files"
+        self.url = f"file://{self._folder}"
+        self.settings = {"fsync": "on (ours); huey's file store has no such thing"}
+        self.wipe()
+
+    def wipe(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+
+
 class RedisStore(Store):
     name = "redis"
 
@@ -97,6 +113,46 @@ class RedisStore(Store):
         client = self._client()
         client.flushall()
         client.close()
+
+
+class NatsStore(Store):
+    """JetStream, on one server."""
+
+    name = "nats"
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        info = self._do(self._look)
+        self.settings = {"server": f"NATS {info}", "storage": "file", "sync_interval": "2m (its default)"}
+        self.wipe()
+
+    def _do(self, work: Any) -> Any:
+        import asyncio
+
+        import nats
+
+        async def main() -> Any:
+            client = await nats.connect(self.url)
+            try:
+                return await work(client)
+            finally:
+                await client.close()
+
+        return asyncio.run(main())
+
+    @staticmethod
+    async def _look(client: Any) -> str:
+        return str(client.connected_server_version)
+
+    @staticmethod
+    async def _empty(client: Any) -> None:
+        context = client.jetstream()
+        while found := await context.streams_info():
+            for stream in found:
+                await context.delete_stream(stream.config.name)
+
+    def wipe(self) -> None:
+        self._do(self._empty)
 
 
 class PostgresStore(Store):
@@ -148,7 +204,7 @@ REDIS_SETTINGS = {"save": "", "maxmemory-policy": "noeviction"}
 REDIS_AOF_SETTINGS = {**REDIS_SETTINGS, "appendonly": "yes", "appendfsync": "everysec"}
 
 
-STORES = ("memory", "sqlite", "redis", "postgres")
+STORES = ("memory", "sqlite", "file", "redis", "postgres", "nats")
 
 
 @contextlib.contextmanager
@@ -166,12 +222,18 @@ def opened(name: str, *, redis: str, aof: bool) -> Iterator[Store]:
             yield MemoryStore()
         elif name == "sqlite":
             yield SQLiteStore(folder)
+        elif name == "file":
+            yield FileStore(folder)
         elif name == "redis":
             from omniq_conformance.servers import RedisServer, ValkeyServer
 
             kind = {"valkey": ValkeyServer, "redis": RedisServer}[redis]
             settings = REDIS_AOF_SETTINGS if aof else REDIS_SETTINGS
             yield RedisStore(stack.enter_context(kind.from_env(settings=settings)).url)
+        elif name == "nats":
+            from omniq_conformance.servers import NatsServer
+
+            yield NatsStore(stack.enter_context(NatsServer.from_env()).url)
         elif name == "postgres":
             from omniq_conformance.servers import PostgresServer
 

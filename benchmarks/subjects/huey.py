@@ -1,9 +1,10 @@
-"""huey, on SQLite and on Redis.
+"""huey, on SQLite, on files and on Redis.
 
 * SQLite: ``SqliteHuey(fsync=True)``, which is WAL with ``synchronous=FULL``: what OmniQ's default is. One worker thread:
   the writers of one file wait for each other, and more of them drain no faster.
 * Redis: ``RedisHuey`` with its blocking pop and ``notify_result=True``, which makes waiting for a result a blocking pop as
   well (its default polls every 50 ms and more). Four worker threads.
+* Files: ``FileHuey``, as it comes: a file for each task, under one lock, not synced. One worker thread.
 * Results are stored (its default). No periodic tasks; quiet log. Its default poll of 100 ms is shortened to 5 ms, so that
   latency is not that of the poll; a client that waits for a result on SQLite polls, every 5 ms here.
 * It has no bulk enqueue: ``task.map`` enqueues one by one.
@@ -24,6 +25,10 @@ if STORE == "redis":
     from huey import RedisHuey
 
     huey = RedisHuey("bench", url=URL, results=RESULTS, notify_result=RESULTS)
+elif STORE == "file":
+    from huey import FileHuey
+
+    huey = FileHuey("bench", path=URL.removeprefix("file://"), results=RESULTS)
 else:
     from huey import SqliteHuey
 
@@ -49,7 +54,7 @@ TASKS = {"noop": noop, "sleep1": sleep1}
 class Huey(SyncSubject):
     distributions = ("huey",)
     imports = "from huey import SqliteHuey"
-    stores = ("sqlite", "redis")
+    stores = ("sqlite", "file", "redis")
     stop_signal = signal.SIGINT
     pace = {"noop": 900, "sleep1": 500}  # noqa: RUF012
 

@@ -59,7 +59,7 @@ class OmniQ(AsyncSubject):
     distributions = ("omniq", "uvloop", *(f"omniq-{STORE}" for _ in "x" if STORE))
     imports = "from omniq import AsyncOmniQ"
     bare_import = "import omniq"
-    stores = ("memory", "sqlite", "redis", "postgres")
+    stores = ("memory", "sqlite", "file", "redis", "postgres", "nats")
     has_bulk = True
     pace = {"noop": 15_000, "sleep1": 8_000}  # noqa: RUF012
     worker_is_process = STORE != "memory"

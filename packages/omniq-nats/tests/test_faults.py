@@ -1,0 +1,360 @@
+"""Broken connections, lost replies, silent and restarted servers: what was acknowledged stays, and nothing happens twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from omniq_conformance.servers import NatsServer, Proxy, Server
+from omniq_core import (
+    Backend,
+    Claim,
+    ErrorCode,
+    Event,
+    EventFilter,
+    Outcome,
+    Queue,
+    ResultRecord,
+    Settlement,
+    TaskFilter,
+    TaskRecord,
+    TaskState,
+    Verb,
+)
+from omniq_nats import NatsBackend
+from omniq_nats.errors import CannotConnect, ConnectionLost, NoAnswer
+from omniq_nats.subjects import Subjects
+
+OK, DUPLICATE = Outcome.OK, Outcome.DUPLICATE
+Make = Callable[..., NatsBackend]
+Tasks = Callable[..., list[TaskRecord]]
+Until = Callable[[Callable[[], object]], Awaitable[None]]
+
+
+async def claim(queue: Queue, count: int = 10, claim_id: str = "", lease_s: float = 60.0) -> list[Claim]:
+    claim_id = claim_id or str(uuid.uuid4())
+    return list(await queue.claim(["q"], max_tasks=count, lease_s=lease_s, worker_id="w", claim_id=claim_id))
+
+
+async def insist(backend: Backend, call: Callable[[], object]) -> object:
+    """Repeats a call until it succeeds, as OmniQ does. Every failure must be one that may be repeated."""
+    end = time.monotonic() + 30
+    while True:
+        try:
+            return await call()  # type: ignore[misc]
+        except Exception as error:
+            if not backend.classify(error).is_retryable or time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.02)  # a server that starts has no signal that we could wait for
+
+
+@pytest.mark.parametrize("kind", ["nats_server", "nats_server_durable"])
+def test_nothing_acknowledged_is_lost_when_the_server_is_killed_ten_times_under_load(
+    kind: str, request: pytest.FixtureRequest, backend_at: Make, load_on: Callable[..., Any], until: Until
+) -> None:
+    server: NatsServer = request.getfixturevalue(kind)
+
+    async def main() -> None:
+        async with backend_at(server.url) as backend:
+            load = load_on(backend)
+            jobs = [asyncio.ensure_future(load.produce(size)) for size in (1, 5, 20)]
+            jobs.append(asyncio.ensure_future(load.work()))
+            for _ in range(10):
+                before = len(load.acknowledged)
+                await until(lambda before=before: len(load.acknowledged) >= before + 60)
+                await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.start)
+            load.stopped = True
+            await asyncio.gather(*jobs)
+            assert len(load.done) > 20
+            await load.check()
+
+    asyncio.run(main())
+
+
+def test_a_frozen_server_hangs_nobody_and_everything_goes_on_when_it_thaws(
+    nats_server: NatsServer, backend_at: Make, tasks: Tasks
+) -> None:
+    async def main() -> None:
+        async with backend_at(nats_server.url, timeout_s=0.5, connect_timeout_s=0.5) as backend:
+            queue = backend.queue()
+            [record] = tasks(1)
+            await queue.enqueue([record])
+            await asyncio.to_thread(nats_server.freeze)
+            started = time.monotonic()
+            with pytest.raises(NoAnswer) as first:
+                await queue.get([record.id])
+            assert backend.classify(first.value) is ErrorCode.UNKNOWN_EFFECT
+            with pytest.raises(
+                CannotConnect
+            ) as second:  # the kernel accepts the connection, nobody answers it
+                await queue.enqueue(tasks(1))
+            assert backend.classify(second.value) is ErrorCode.UNAVAILABLE
+            assert time.monotonic() - started < 3.0
+            await asyncio.to_thread(nats_server.thaw)
+            await insist(backend, lambda: queue.get([record.id]))
+            assert [c.task_id for c in await claim(queue)] == [record.id]
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(
+    nats_server: NatsServer, backend_at: Make, tasks: Tasks
+) -> None:
+    async def main() -> None:
+        async with backend_at(nats_server.url) as backend, backend_at(nats_server.url) as other:
+            queue = backend.queue()
+            assert await queue.wait(["q"], timeout_s=0.05) is False
+            waiting = asyncio.ensure_future(queue.wait(["q"], timeout_s=30))
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(nats_server.kill)
+            async with asyncio.timeout(2):
+                assert await waiting is True, "a wake-up may have been lost with the connection: claim"
+            await asyncio.to_thread(nats_server.start)
+            assert await insist(backend, lambda: queue.wait(["q"], timeout_s=0.05)) is False
+            waiting = asyncio.ensure_future(queue.wait(["q"], timeout_s=30))
+            await asyncio.sleep(0.05)
+            started = time.monotonic()
+            await insist(other, lambda: other.queue().enqueue(tasks(1)))
+            async with asyncio.timeout(2):
+                assert await waiting is True
+            assert time.monotonic() - started < 1.0, "it listens again after the restart"
+
+    asyncio.run(main())
+
+
+def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
+    nats_server: NatsServer,
+    backend_at: Make,
+    tasks: Tasks,
+    project: str,
+    server_proxy: Callable[[Server], Proxy],
+) -> None:
+    proxy = server_proxy(nats_server)
+    names = Subjects(project)
+
+    async def main() -> None:
+        async with backend_at(proxy.url_for(nats_server.url)) as backend:
+            queue, results, events = backend.queue(), backend.result_store(), backend.event_store()
+            cut = 0
+
+            async def twice(mark: str, call: Callable[[], object], *, skip: int = 0) -> object:
+                """Swallows the reply of the request to a subject, and makes the call again."""
+                nonlocal cut
+                cut += 1
+                proxy.swallow_reply(predicate=lambda data: mark.encode() in data, skip=skip)
+                with pytest.raises(ConnectionLost) as lost:
+                    await call()  # type: ignore[misc]
+                assert backend.classify(lost.value) is ErrorCode.UNKNOWN_EFFECT
+                return await call()  # type: ignore[misc]
+
+            root = f"PUB {names.root}"
+            plain, unique = tasks(4), tasks(1, unique_key="k")
+            late = tasks(2, queue="late", delay_s=60.0)
+            lone = tasks(2, queue="lone")
+            # Of each kind of call every write: the hints, the documents, the claim.
+            answers = await twice(f"{root}l.", lambda: queue.enqueue([lone[0]]))
+            assert [a.outcome for a in answers] == [OK], "only its hint had been stored"  # type: ignore[attr-defined]
+            answers = await twice(f"{root}t.", lambda: queue.enqueue([lone[1]]))
+            assert [a.outcome for a in answers] == [DUPLICATE]  # type: ignore[attr-defined]
+            answers = await twice(f"{root}t.", lambda: queue.enqueue(plain))
+            assert [a.outcome for a in answers] == [DUPLICATE] * 4  # type: ignore[attr-defined]
+            answers = await twice(f"{root}u.", lambda: queue.enqueue(unique))
+            assert [a.outcome for a in answers] == [DUPLICATE]  # type: ignore[attr-defined]
+            answers = await twice(f"{root}l.", lambda: queue.enqueue(late))
+            assert [a.outcome for a in answers] == [OK] * 2  # type: ignore[attr-defined]
+            found = await queue.claim(["lone"], max_tasks=10, lease_s=60, worker_id="w", claim_id="lone")
+            assert [c.task_id for c in found] == [r.id for r in lone], "each once"
+            await queue.settle([Settlement(c.lease, Verb.SUCCEED) for c in found])
+
+            # The lease and its tasks leave together; what was taken, comes back under the same claim.
+            claims: list[Claim] = await twice(f"{root}c.", lambda: claim(queue, 5, "first"))  # type: ignore[assignment]
+            assert [c.task_id for c in claims] == [r.id for r in plain + unique]
+            await queue.settle([Settlement(c.lease, Verb.RELEASE) for c in claims])
+            claims = await twice(f"{root}t.", lambda: claim(queue, 5, "second"))  # type: ignore[assignment]
+            assert [c.task_id for c in claims] == [r.id for r in plain + unique], (
+                "the same claim, and no task twice"
+            )
+            assert await claim(queue) == []
+            leases = [c.lease for c in claims]
+            [extended, *_] = await twice(f"{root}c.", lambda: queue.extend(leases, lease_s=90.0))  # type: ignore[misc]
+            assert extended.outcome is OK
+            end = [Settlement(leases[0], Verb.SUCCEED, result=b"r")]
+            assert await twice(f"{root}t.", lambda: queue.settle(end)) == [DUPLICATE]
+            end = [Settlement(leases[1], Verb.RETRY, reason="x")]
+            assert await twice(f"{root}l.", lambda: queue.settle(end)) == [OK], (
+                "only the hint had been stored"
+            )
+            assert await queue.settle(end) == [DUPLICATE]
+            assert await twice(f"{root}t.", lambda: queue.cancel([plain[2].id])) == [Outcome.REQUESTED]
+            await queue.settle([Settlement(leases[2], Verb.CANCEL), Settlement(leases[3], Verb.DEAD)])
+            again = await twice(f"{root}t.", lambda: queue.requeue([plain[2].id]))
+            assert again == [DUPLICATE]
+            again = await twice(f"{root}l.", lambda: queue.requeue([plain[3].id]))
+            assert again == [OK], "only the hint had been stored"
+            await twice(f"{root}l.", lambda: queue.pause(["q"]))
+            assert await claim(queue) == []
+            await twice("STREAM.PURGE", lambda: queue.resume(["q"]))
+            back = await claim(queue, 10, lease_s=0.05)
+            assert sorted(c.task_id for c in back) == sorted(r.id for r in plain[1:]), "each once"
+            assert back[0].task_id == plain[1].id, "what was given back goes first"
+
+            before = (await queue.get([back[0].task_id]))[0]
+            await asyncio.sleep(0.1)
+            await twice(f"{root}c.", lambda: queue.maintain())
+            # Whoever takes over is given ten seconds, then another goes on: let that have passed.
+            claims_of = backend._opened().tasks.holdings
+            for holding in await claims_of.all():
+                lease, seq = holding.now
+                if lease.taken_over:
+                    assert await claims_of.rewrite(holding, seq, msgspec.structs.replace(lease, ends_at=0.0))
+            await twice(f"{root}t.", lambda: queue.maintain())
+            for holding in await claims_of.all():
+                lease, seq = holding.now
+                if lease.taken_over:
+                    assert await claims_of.rewrite(holding, seq, msgspec.structs.replace(lease, ends_at=0.0))
+            await queue.maintain()
+            after = (await queue.get([back[0].task_id]))[0]
+            assert before is not None
+            assert after is not None
+            assert after.crashes == before.crashes + 1
+            assert len(await claim(queue, 10)) == 3, "reaped once"
+            assert await twice("STREAM.MSG.DELETE", lambda: queue.purge(TaskFilter(queues=["late"]))) in (
+                0,
+                1,
+                2,
+            )
+            assert await queue.get([record.id for record in late]) == [None, None]
+
+            record = ResultRecord("r", 3, TaskState.DEAD, b"body")
+            assert await twice(f"{root}r.", lambda: results.put([record])) == [DUPLICATE]
+            assert await twice("STREAM.MSG.DELETE", lambda: results.delete(["r"])) == 0
+            happened = [Event(str(n), "t", "x", float(n)) for n in range(4)]
+            assert await twice(f"{root}e", lambda: events.append(happened)) == [DUPLICATE] * 4
+            assert await twice("STREAM.PURGE", lambda: events.truncate(before=2.0)) == 0
+            assert [e.id for e in (await events.read(EventFilter())).items] == ["2", "3"]
+
+            for mark, call in (
+                ("DIRECT.GET", lambda: queue.get([plain[0].id])),
+                ("DIRECT.GET", lambda: queue.query(TaskFilter())),
+                ("STREAM.INFO", lambda: queue.stats(["q"])),
+                ("STREAM.INFO", lambda: queue.queue_names()),
+                ("STREAM.INFO", lambda: queue.wait(["nothing"], timeout_s=0.01)),
+                ("DIRECT.GET", lambda: results.get([plain[0].id])),
+                ("DIRECT.GET", lambda: events.read(EventFilter())),
+            ):
+                await twice(mark, call)
+            assert proxy.counters.swallowed == cut, "every first call was cut short"
+
+    asyncio.run(main())
+
+
+def test_cancelled_calls_never_mix_up_the_answers_of_others(
+    nats_server: NatsServer, backend_at: Make, tasks: Tasks
+) -> None:
+    async def main() -> None:
+        chance = random.Random(7)
+        async with backend_at(nats_server.url) as backend:
+            queue = backend.queue()
+            records = tasks(200)
+            await queue.enqueue(records)
+            for _ in range(20):
+                asked = [
+                    (r.id, asyncio.ensure_future(queue.get([r.id]))) for r in chance.choices(records, k=40)
+                ]
+                pages = [asyncio.ensure_future(queue.query(TaskFilter(), limit=5)) for _ in range(4)]
+                for _, call in asked[:: chance.randint(2, 4)]:
+                    for _ in range(chance.randint(0, 3)):
+                        await asyncio.sleep(0)
+                    call.cancel()
+                pages[0].cancel()
+                await asyncio.wait([call for _, call in asked] + pages)
+                for task_id, call in asked:
+                    if not call.cancelled():
+                        assert [t and t.id for t in call.result()] == [task_id], "an answer of another call"
+                for page in pages[1:]:
+                    assert [task.id for task in page.result().items] == [r.id for r in records[:-6:-1]]
+
+    asyncio.run(main())
+
+
+def test_a_server_that_is_not_there_is_told_in_time_and_by_its_address(
+    nats_server: NatsServer, backend_at: Make, server_proxy: Callable[[Server], Proxy]
+) -> None:
+    proxy = server_proxy(nats_server)
+
+    async def main() -> None:
+        proxy.refuse()
+        backend = backend_at(proxy.url_for(nats_server.url))
+        started = time.monotonic()
+        with pytest.raises(CannotConnect, match=f"127.0.0.1:{proxy.port}") as refused:
+            await backend.open()
+        assert time.monotonic() - started < 1.0
+        assert backend.classify(refused.value) is ErrorCode.UNAVAILABLE
+        proxy.accept()
+        proxy.half_open()
+        started = time.monotonic()
+        with pytest.raises(CannotConnect, match=r"within 0\.2 s"):
+            await backend_at(proxy.url_for(nats_server.url), connect_timeout_s=0.2).open()
+        assert time.monotonic() - started < 1.0
+        # A second server is tried in the same time.
+        proxy.refuse()
+        async with backend_at(
+            f"nats://127.0.0.1:{proxy.port},{nats_server.url.removeprefix('nats://')}"
+        ) as both:
+            assert await both.queue().get(["nothing"]) == [None]
+
+    asyncio.run(main())
+
+
+def test_who_waits_for_a_result_hears_of_it_after_the_connection_was_cut(
+    nats_server: NatsServer, backend_at: Make, server_proxy: Callable[[Server], Proxy]
+) -> None:
+    proxy = server_proxy(nats_server)
+
+    async def main() -> None:
+        async with (
+            backend_at(proxy.url_for(nats_server.url)) as waiter,
+            backend_at(nats_server.url) as other,
+        ):
+            first = asyncio.ensure_future(waiter.result_store().wait(["a"], timeout_s=10))
+            await asyncio.sleep(0.05)
+            await waiter.queue().get(["x"])
+            proxy.cut()
+            await other.result_store().put([ResultRecord("a", 1, TaskState.SUCCEEDED, b"result")])
+            async with asyncio.timeout(3.0):
+                [found] = await first
+            assert found is not None
+            assert found.body == b"result"
+
+    asyncio.run(main())
+
+
+def test_a_former_owner_stays_out_even_of_a_server_that_forgot_everything(
+    backend_at: Make, tasks: Tasks
+) -> None:
+    async def main(server: NatsServer) -> None:
+        async with backend_at(server.url) as backend:
+            queue = backend.queue()
+            [record] = tasks(1)
+            await queue.enqueue([record])
+            [old] = await claim(queue)
+            for name in ("tasks", "lines", "claims", "events"):
+                server.api(f"STREAM.DELETE.{getattr(backend._opened().subjects, name)}")
+        async with backend_at(server.url) as backend:
+            queue = backend.queue()
+            await queue.enqueue([record])
+            [new] = await claim(queue)
+            assert new.lease.fence > old.lease.fence
+            assert await queue.settle([Settlement(old.lease, Verb.SUCCEED)]) == [Outcome.STALE]
+            assert await queue.settle([Settlement(new.lease, Verb.SUCCEED)]) == [OK]
+
+    with NatsServer() as server:
+        asyncio.run(main(server))
