@@ -1,0 +1,51 @@
+"""The quick tests of the library, of the contract and of the backends that come with it, once more in a process that gevent
+has patched before anything was imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+PACKAGES = Path(__file__).parents[2]
+TIER = ["omniq", "omniq-core", "omniq-memory", "omniq-sqlite"]
+RUN = "from gevent import monkey; monkey.patch_all(); import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+
+LEFT_OUT: Mapping[str, str] = {
+    "omniq/tests/typing": "runs type checkers, which import nothing of ours",
+    "omniq/tests/engine/test_processes.py": "the process pool refuses a patched process, as test_sync_face.py shows",
+    "omniq/tests/engine/test_runs.py::test_a_thousand_tasks_run_exactly_once[sync-process_pool]": "the same",
+    "omniq/tests/engine/test_runs.py::test_a_thousand_tasks_run_exactly_once[async-process_pool]": "the same",
+    "omniq/tests/engine/test_leases.py::"
+    "test_a_task_that_blocks_the_event_loop_for_three_leases_keeps_its_own_and_runs_once": (
+        "its rival runs an event loop in a threading.Thread beside the test's own: two in one thread of the system"
+    ),
+    "omniq/tests/facade/test_portal.py::test_ctrl_c_ends_a_waiting_call_and_its_coroutine": (
+        "it sends a signal to threading.get_ident(), which is no thread's number there; test_sync_face.py has its own"
+    ),
+    "omniq/tests/facade/test_portal.py::test_interrupts_at_any_moment_leave_the_portal_in_order": "the same",
+}
+"""Tests that ask what patching takes away, and why."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)  # a minute where nobody else works
+def test_the_quick_tests_pass_in_a_process_that_gevent_has_patched() -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-c", RUN, "-p", "no:cacheprovider", "-q", "-m", "not slow",
+            *(str(PACKAGES / name / "tests") for name in TIER),
+            *(f"--deselect=packages/{test}" for test in LEFT_OUT),
+        ],
+        cwd=PACKAGES.parent,
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-20_000:]
