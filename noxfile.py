@@ -43,6 +43,7 @@ TYPES_REQUIREMENTS = ["mypy>=1.17", "pyright[nodejs]>=1.1.400", "types-PyYAML", 
 BENCH_REQUIREMENTS = {
     "always": ["psutil>=6", "huey>=3.5"],
     "redis": ["dramatiq[redis]>=2.2", "celery[redis]>=5.7", "taskiq-redis>=1.2", "rq>=3.0", "hiredis>=3.2"],
+    "nats": ["taskiq-nats>=0.7", "nats-py>=2.16"],
     "postgres": ["procrastinate>=3.10", "pgqueuer>=1.6", "asyncpg>=0.32", "psycopg[binary,pool]>=3.3"],
 }
 # These two stay below redis-py 8, which taskiq-redis asks for: they get a folder of their own, seen by them alone.
@@ -53,6 +54,11 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 REPORTS = {
     "memory": "omniq-memory/tests/test_conformance.py",
     "sqlite": "omniq-sqlite/tests/test_conformance.py",
+    "file-local": "omniq-file/tests/test_conformance.py::TestLocalDisk",
+    "file-memory": "omniq-file/tests/test_conformance.py::TestMemory",
+    "file-s3": "omniq-file/tests/objects/test_conformance.py::TestS3",
+    "file-gcs": "omniq-file/tests/objects/test_conformance.py::TestGCS",
+    "nats": "omniq-nats/tests/test_conformance.py",
     "redis-valkey9": "omniq-redis/tests/test_conformance.py::TestValkey",
     "redis-redis8": "omniq-redis/tests/test_conformance.py::TestRedis",
     "postgres-postgresql18": "omniq-postgres/tests/test_conformance.py",
@@ -108,7 +114,11 @@ def wheel(name: str) -> Path:
     return ROOT / "dist" / f"{name.replace('-', '_')}-{project(name)['version']}-py3-none-any.whl"
 
 
-BESIDE = [["packages/omniq-postgres/tests"], ["packages/omniq-redis/tests", "tests/crashes"]]
+BESIDE = [
+    ["packages/omniq-postgres/tests", "packages/omniq-nats/tests"],
+    ["packages/omniq-redis/tests", "packages/omniq-file/tests"],
+    ["tests/crashes"],
+]
 """What is tested beside the rest: most of it waits for a server, a lease or a disk."""
 
 

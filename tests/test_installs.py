@@ -166,8 +166,8 @@ def install(folder: Path, wheels: Mapping[str, Path], extras: str) -> Installed:
 def environments(
     wheels: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, Installed]:
-    """Two of them, by the extras; made at the same time, since an installer mostly waits."""
-    extras = ("[redis,postgres]", "")
+    """By the extras; made at the same time, since an installer mostly waits."""
+    extras = ("[all]", "[redis,postgres]", "")
     folders = [tmp_path_factory.mktemp("clean") / "env" for _ in extras]
     with ThreadPoolExecutor() as pool:
         return dict(zip(extras, pool.map(install, folders, [wheels] * len(extras), extras), strict=True))
@@ -179,18 +179,23 @@ def with_servers(environments: Mapping[str, Installed]) -> Installed:
 
 
 @pytest.fixture
+def with_all(environments: Mapping[str, Installed]) -> Installed:
+    return environments["[all]"]
+
+
+@pytest.fixture
 def plain(environments: Mapping[str, Installed]) -> Installed:
     return environments[""]
 
 
-@pytest.fixture(params=["with_servers", "plain"])
-def either(request: pytest.FixtureRequest) -> Installed:
+@pytest.fixture(params=["with_all", "with_servers", "plain"])
+def each(request: pytest.FixtureRequest) -> Installed:
     found: Installed = request.getfixturevalue(request.param)
     return found
 
 
-def test_every_distribution_with_our_name_is_ours_and_came_from_a_file(either: Installed) -> None:
-    for name, about in either.distributions().items():
+def test_every_distribution_with_our_name_is_ours_and_came_from_a_file(each: Installed) -> None:
+    for name, about in each.distributions().items():
         if name.startswith("omniq"):
             assert name in PROJECTS, f"{name} is a stranger's"
             assert about["version"] == PROJECTS[name]["version"]
@@ -202,6 +207,7 @@ def test_the_extras_bring_our_backends_and_their_clients_and_nothing_else(with_s
     assert {name for name in found if name.startswith("omniq")} == {
         "omniq",
         "omniq-core",
+        "omniq-file",
         "omniq-memory",
         "omniq-postgres",
         "omniq-redis",
@@ -217,18 +223,30 @@ def test_without_extras_there_is_no_client_of_a_server(plain: Installed) -> None
     assert {name for name in found if name.startswith("omniq")} == {
         "omniq",
         "omniq-core",
+        "omniq-file",
         "omniq-memory",
         "omniq-sqlite",
     }
     assert set(found) == needed(["omniq"], {name: about["requires"] for name, about in found.items()})
-    assert set(found).isdisjoint({"psycopg", "asyncpg", "hiredis", "redis"})
+    assert set(found).isdisjoint(
+        {"psycopg", "asyncpg", "hiredis", "redis", "nats-py", "s3fs", "gcsfs", "adlfs", "gevent"}
+    )
+
+
+def test_every_extra_brings_its_part_and_all_of_them_only_ours(with_all: Installed) -> None:
+    found = with_all.distributions()
+    assert {name for name in found if name.startswith("omniq")} == set(PROJECTS) - {"omniq-conformance"}
+    assert {"psycopg", "hiredis", "s3fs", "gcsfs", "adlfs", "gevent"} <= set(found)
+    declared = needed(["omniq[all]"], {name: about["requires"] for name, about in found.items()})
+    assert set(found) == declared
 
 
 def test_the_command_line_lists_what_is_installed(with_servers: Installed) -> None:
     program = with_servers.programs / "omniq"
     rows = json.loads(run(program, "plugins", "--json", cwd=with_servers.folder))
     backends = {row["name"]: row["distribution"] for row in rows if row["kind"] == "backend"}
-    assert backends == {
+    of_files = dict.fromkeys(["file", "s3", "gs", "gcs", "abfs", "az"], "omniq-file")
+    assert backends == of_files | {
         "memory": "omniq-memory",
         "postgres": "omniq-postgres",
         "postgresql": "omniq-postgres",
@@ -240,8 +258,8 @@ def test_the_command_line_lists_what_is_installed(with_servers: Installed) -> No
     assert {row["version"] for row in rows} == {VERSION}
 
 
-def test_every_plugin_that_is_listed_can_be_loaded(either: Installed) -> None:
-    run(either.programs / "omniq", "check", cwd=either.folder)
+def test_every_plugin_that_is_listed_can_be_loaded(each: Installed) -> None:
+    run(each.programs / "omniq", "check", cwd=each.folder)
 
 
 def test_a_backend_that_is_not_installed_says_what_to_install_and_no_password(plain: Installed) -> None:
@@ -250,5 +268,5 @@ def test_a_backend_that_is_not_installed_says_what_to_install_and_no_password(pl
     assert "secret" not in message
 
 
-def test_importing_omniq_loads_no_backend_and_no_client_library(either: Installed) -> None:
-    assert set(json.loads(either.python(WHAT_AN_IMPORT_LOADS))) <= {"omniq", "omniq_core"}
+def test_importing_omniq_loads_no_backend_and_no_client_library(each: Installed) -> None:
+    assert set(json.loads(each.python(WHAT_AN_IMPORT_LOADS))) <= {"omniq", "omniq_core"}

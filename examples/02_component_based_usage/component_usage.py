@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 
 from omniq.events import SQLiteEventStorage
-from omniq.queue import SQLiteTaskQueue
+from omniq.queue import FileTaskQueue
 from omniq.results import SQLiteResultStorage
 from omniq.workers import AsyncWorker, ThreadPoolWorker
 
@@ -27,8 +27,8 @@ def main() -> None:
 
 
 def run(folder: str) -> None:
-    # Each component has a storage of its own; here they are three SQLite files. Nothing is opened yet.
-    task_queue = SQLiteTaskQueue(project_name="tasks", base_dir=folder, queues=["high", "medium", "low"])
+    # Each component has a storage of its own; here a folder and two SQLite files. Nothing is opened yet.
+    task_queue = FileTaskQueue(project_name="tasks", base_dir=folder, queues=["high", "medium", "low"])
     result_store = SQLiteResultStorage(project_name="results", base_dir=folder)
     event_store = SQLiteEventStorage(project_name="events", base_dir=folder)
 

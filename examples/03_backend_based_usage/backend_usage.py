@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from omniq import AsyncOmniQ, OmniQ
-from omniq.backend import MemoryBackend, SQLiteBackend
+from omniq.backend import FileBackend, MemoryBackend, SQLiteBackend
 from omniq.events import EventStore
 from omniq.queue import TaskQueue
 from omniq.results import ResultStore
@@ -33,10 +33,10 @@ def one_backend(folder: Path) -> None:
 
 
 def several_backends(folder: Path) -> None:
-    """A backend for each component: here a fast queue that lives with the process, and results and events that stay."""
+    """A backend for each component: here a fast queue that lives with the process, results in a folder, events in a file."""
     oq = OmniQ.from_backend(
         backend=MemoryBackend(),
-        result_store_backend=SQLiteBackend({"db_path": str(folder / "results.db")}),
+        result_store_backend=FileBackend({"base_dir": str(folder / "results")}),
         event_store_backend=SQLiteBackend({"db_path": str(folder / "events.db")}),
         worker_type="async",
     )

@@ -25,7 +25,9 @@ from omniq.ids import new_id
 from omniq_conformance.servers import Server
 from omniq_core import BackendError
 
-SERVERS = ["postgres", "valkey", "redis"]
+SERVERS = ["postgres", "valkey", "redis", "nats", "gcs"]
+"""Those that keep what they have when they are killed. The S3 server of the tests has it in memory alone."""
+STORES = ["sqlite", "file", *SERVERS, "s3"]
 KILLS = 10
 FROZEN_S = float(os.environ.get("OMNIQ_TEST_FROZEN_S", "6"))
 RETURN_S = 10.0
@@ -128,7 +130,7 @@ def test_a_server_killed_ten_times_loses_nothing_and_workers_go_on(
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("kind", SERVERS)
+@pytest.mark.parametrize("kind", [*SERVERS, "s3"])
 def test_a_server_frozen_for_a_while_loses_nothing_and_workers_go_on(
     kind: str, place_on: Callable[..., str], server_of: Callable[[str], Server], tmp_path: Path
 ) -> None:
@@ -154,7 +156,7 @@ def test_a_server_frozen_for_a_while_loses_nothing_and_workers_go_on(
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
+@pytest.mark.parametrize("kind", STORES)
 def test_four_workers_run_10000_tasks_exactly_once_each(
     kind: str, place_on: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -171,7 +173,7 @@ def test_four_workers_run_10000_tasks_exactly_once_each(
     assert done == Counter(range(10_000))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", *SERVERS])
+@pytest.mark.parametrize("kind", STORES)
 def test_workers_killed_at_random_lose_nothing_and_every_task_ends(
     kind: str, place_on: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from omniq import AsyncOmniQ
 from omniq.models import EventType
 from omniq_core import TaskState
 
-STORES = ["memory", "sqlite", "postgres", "valkey"]
+STORES = ["memory", "sqlite", "file", "postgres", "valkey", "nats", "s3"]
 MIXES = [
     (STORES[queue], STORES[results], STORES[(queue + results) % len(STORES)])
     for queue in range(len(STORES))
@@ -113,7 +113,14 @@ async def check_events(oq: AsyncOmniQ, ids: list[str]) -> None:
 
 @pytest.mark.parametrize("step", BESIDE_STEPS)
 @pytest.mark.parametrize(
-    ("queue", "results"), [("sqlite", "postgres"), ("postgres", "valkey"), ("valkey", "sqlite")]
+    ("queue", "results"),
+    [
+        ("sqlite", "postgres"),
+        ("postgres", "valkey"),
+        ("valkey", "nats"),
+        ("nats", "file"),
+        ("file", "sqlite"),
+    ],
 )
 def test_a_worker_killed_between_two_writes_of_one_settlement_loses_no_result(
     queue: str, results: str, step: str, place_on: Callable[..., str], tmp_path: Path
