@@ -50,7 +50,7 @@ from omniq_file import FileBackend
 
 async def main(url, me, count, lease_s):
     async with FileBackend.from_url(url) as backend:
-        queue = backend.queue()
+        queue, first = backend.queue(), True
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         while True:
@@ -69,9 +69,32 @@ async def main(url, me, count, lease_s):
             ends = await queue.settle([Settlement(c.lease, Verb.SUCCEED, result=me.encode()) for c in claims])
             done = [c.task_id for c, end in zip(claims, ends) if end is Outcome.OK]
             print(*done, flush=True)
+            if first:
+                first = False
+                await asyncio.to_thread(sys.stdin.readline)  # until the other one has some as well
 
 asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))
 """
+
+
+def go_on(workers: list[subprocess.Popen[str]]) -> None:
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+
+
+def race(workers: list[subprocess.Popen[str]]) -> list[list[str]]:
+    """What each has done; each has done something before one may do the rest."""
+    done = []
+    for worker in workers:
+        assert worker.stdout is not None
+        done.append(worker.stdout.readline().split())
+    go_on(workers)
+    return [
+        first + worker.communicate(timeout=120)[0].split()
+        for first, worker in zip(done, workers, strict=True)
+    ]
 
 
 @contextmanager
@@ -90,10 +113,7 @@ def workers(
         for worker in started:
             assert worker.stdout is not None
             assert worker.stdout.readline() == "ready\n"
-        for worker in started:
-            assert worker.stdin is not None
-            worker.stdin.write("\n")
-            worker.stdin.flush()
+        go_on(started)
         yield started
 
 
@@ -106,8 +126,8 @@ def test_two_racing_worker_processes_do_each_task_exactly_once(place: Any, run: 
 
     run(fill())
     with workers(place.url(), "a", "b") as racing:
-        done = [worker.communicate(timeout=90)[0].split() for worker in racing]
-    assert all(done), "one of them has done everything: they did not race"
+        done = race(racing)
+    assert all(done)
     assert sorted(done[0] + done[1]) == sorted(record.id for record in records)
 
     async def look() -> None:
@@ -135,7 +155,7 @@ def test_what_a_killed_worker_process_held_is_done_by_the_others_once(place: Any
         assert len(held) == 5
         dying.kill()
     with workers(place.url(), "a", "b", count=4, lease_s=30.0) as racing:
-        done = " ".join(worker.communicate(timeout=90)[0] for worker in racing).split()
+        done = [task_id for some in race(racing) for task_id in some]
     assert sorted(done) == sorted(record.id for record in records)
     assert set(held) <= set(done)
 
