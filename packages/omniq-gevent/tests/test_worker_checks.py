@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +16,6 @@ class TestGevent(WorkerSuite):
     worker_type = "gevent"
     command = (sys.executable, "-c", "from omniq_gevent.cli import main; main()")
     stops_plain_functions = True
+
+    def url(self, folder: Path) -> str:
+        return f"sqlite:///{folder}/tasks.db"

@@ -409,19 +409,22 @@ def test_a_server_that_syncs_each_message_is_written_to_in_batches(
             backend_at(nats_server_durable.url) as other,
         ):
             queue, streams = backend.queue(), backend._opened().streams
-            streams._pace_s = 1.0  # as if it had been found slow: this disk may be quick
+            streams._pace_s, streams._probe_in = (
+                1.0,
+                50,
+            )  # as if it had been found slow: this disk may be quick
             records = tasks(200)
             await queue.enqueue(records)
             # A conflict in the middle: the batch is refused, and each is written by itself.
             await other.queue().cancel([records[50].id])
-            streams._pace_s = 1.0
+            streams._pace_s, streams._probe_in = 1.0, 50
             found = await claim(queue)
             assert ids(found) == [r.id for r in records if r is not records[50]]
             await other.queue().cancel([records[60].id])
-            streams._pace_s = 1.0
+            streams._pace_s, streams._probe_in = 1.0, 50
             await give_back(queue, found[:150], Verb.RETRY)
             assert await ready(queue) == (149, 0, 49)
-            streams._pace_s = 1.0
+            streams._pace_s, streams._probe_in = 1.0, 50
             again = await claim(queue)
             assert ids(again) == [c.task_id for c in found[:150] if c.task_id != records[60].id]
             await give_back(queue, again + found[150:], Verb.SUCCEED)

@@ -56,6 +56,9 @@ class BackendSuite:
     """How long a lease or a delay lasts where real time must pass. Longer for a server that is slow or far."""
     timeout_s: ClassVar[float] = 10.0
     """How long one test may take. A test that hangs is stopped from outside and fails."""
+    most_histories: ClassVar[int | None] = None
+    """Most random histories of a run, for a server on which thirty would take minutes; ``None``: as many as the command line
+    says."""
     known_deviations: ClassVar[Mapping[str, str]] = {}
     """Tests that fail, and why: name -> a reason of at least 15 characters, ideally with a link. Strict: the reason is
     refused once the test passes."""
@@ -200,7 +203,10 @@ def _test_of(check: Check) -> Callable[..., None]:
         def option(name: str, default: Any) -> Any:
             return request.config.getoption(name, default)
 
-        chance = Chance(option("--omniq-examples", 30), repeatable=not option("--omniq-random", False))
+        histories = option("--omniq-examples", 30)
+        if self.most_histories is not None:
+            histories = min(histories, self.most_histories)
+        chance = Chance(histories, repeatable=not option("--omniq-random", False))
         try:
             ran = run_check(self, check, tmp_path, chance)
         except Unavailable as missing:

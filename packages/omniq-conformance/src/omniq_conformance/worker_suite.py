@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -152,6 +153,9 @@ class WorkerSuite:
     class TestAcme(WorkerSuite):
         worker_type = "acme"
         stops_plain_functions = False
+
+        def url(self, folder):
+            return f"some://{folder}/tasks"
     """
 
     __test__ = False
@@ -168,9 +172,12 @@ class WorkerSuite:
         if "__test__" not in vars(cls):
             cls.__test__ = True
 
+    @abstractmethod
     def url(self, folder: Path) -> str:
-        """The storage that is worked on; any that several processes can use."""
-        return f"sqlite:///{folder}/tasks.db"
+        """The storage that is worked on: a new one, which several processes can use."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must say which storage is worked on: def url(self, folder)"
+        )
 
     @pytest.fixture
     def stage(self, tmp_path: Path) -> Iterator[Stage]:

@@ -30,9 +30,10 @@ WINDOW, WINDOW_BYTES, FLYING = 100, 2 * 1024 * 1024, 10
 """Messages and bytes that are sent together, and how many such windows are on their way at once."""
 READ_AT_ONCE = 125
 BATCH_BYTES = 16 * 1024 * 1024
-PROBE, MANY, SLOW_S = 16, 12, 200e-6
+PROBE, PROBE_EVERY, MANY, SLOW_S = 16, 50, 12, 200e-6
 """The first messages tell how long one takes. If it is longer than this, the server syncs each, and so many or more are sent
-as an atomic batch: it costs the server a few milliseconds, and each message in it a little more, but only one sync."""
+as an atomic batch: it costs the server a few milliseconds, and each message in it half as much again, but only one sync. Now
+and then some are sent by themselves again, to see."""
 Write = tuple[str, bytes, bytes]
 """Subject, header (see :func:`head`) and payload."""
 
@@ -161,6 +162,7 @@ class JetStream:
         self._batch_name = secrets.token_hex(6).encode()
         self._batching = asyncio.Semaphore(8)  # a stream takes 50 batches at once, of all clients
         self._pace_s = 0.0
+        self._probe_in = 0
 
     async def api(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One request to ``$JS.API``.
@@ -181,12 +183,16 @@ class JetStream:
         To a server that syncs each message, many are sent as one atomic batch, which is synced once. Only if a condition in
         it does not hold, each is sent by itself.
         """
-        if self._pace_s == 0.0:
+        if self._probe_in == 0:
             made = list(items)
             found = await self._write_each(made[:PROBE])
-            return found + await self.write(made[PROBE:]) if len(made) > PROBE else found
+            if len(made) <= PROBE:
+                return found
+            self._probe_in = PROBE_EVERY
+            return found + await self.write(made[PROBE:])
         if not self.is_slow:
             return await self._write_each(items)
+        self._probe_in -= 1
         found = []
         for part in _batches(items):
             found += await self._write_many(part) or await self._write_each(part)
@@ -210,9 +216,10 @@ class JetStream:
     async def _write_each(self, items: Iterable[Write]) -> list[int]:
         began = time.monotonic()
         found = [_sequence(payload) for payload in await self._send(items)]
-        if len(found) >= 4:
+        if len(found) >= PROBE:
+            # The quickest counts: a busy machine makes some slow, and a sync makes all.
             pace_s = (time.monotonic() - began) / len(found)
-            self._pace_s += (0.3 if self._pace_s else 1.0) * (pace_s - self._pace_s)
+            self._pace_s = min(pace_s, self._pace_s * 1.1) if self._pace_s else pace_s
         return found
 
     async def _send(self, items: Iterable[Write]) -> list[bytes]:
@@ -252,18 +259,19 @@ class JetStream:
         async with self._batching:
             name = b"%s-%d" % (self._batch_name, next(self._batches))
             link = await self.client.link()
-            last = len(items)
             self.client.check([(b"", header, payload) for _, header, payload in items])
-            parts = []
-            for number, (subject, header, payload) in enumerate(items, 1):
-                head = b"%sNats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\n%s\r\n" % (
+
+            def head_of(number: int, header: bytes, more: bytes = b"") -> bytes:
+                return b"%sNats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\n%s\r\n" % (
                     header[:-2] or b"NATS/1.0\r\n",
                     name,
                     number,
-                    b"Nats-Batch-Commit: 1\r\n" if number == last else b"",
+                    more,
                 )
-                if number == last:
-                    break
+
+            parts = []
+            for number, (subject, header, payload) in enumerate(items[:-1], 1):
+                head = head_of(number, header)
                 parts.append(
                     b"HPUB %s %d %d\r\n%s%s\r\n"
                     % (subject.encode(), len(head), len(head) + len(payload), head, payload)
@@ -272,6 +280,8 @@ class JetStream:
                     link.send(b"".join(parts))
                     parts.clear()
             link.send(b"".join(parts))
+            subject, header, payload = items[-1]
+            head = head_of(len(items), header, b"Nats-Batch-Commit: 1\r\n")
             replies = await link.ask([(subject.encode(), head, payload)])
             return _sequence(answers_of(replies)[0])
 
