@@ -38,7 +38,7 @@ TEST_REQUIREMENTS = [
 ]
 LINT_REQUIREMENTS = ["ruff>=0.12", "import-linter>=2.3"]
 # pyright is a Node program: with [nodejs] its runtime is a wheel as well, and nothing is downloaded at run time.
-TYPES_REQUIREMENTS = ["mypy>=1.17", "pyright[nodejs]>=1.1.400", "types-PyYAML", "sqlalchemy[asyncio]>=2.0"]
+TYPES_REQUIREMENTS = ["mypy>=1.17", "pyright[nodejs]>=1.1.400", "types-PyYAML", "types-gevent", "sqlalchemy[asyncio]>=2.0"]
 # benchmarks/: what is measured beside ours, by storage. A peer that a run does not ask for is not installed.
 BENCH_REQUIREMENTS = {
     "always": ["psutil>=6", "huey>=3.5"],
@@ -117,7 +117,7 @@ def wheel(name: str) -> Path:
 BESIDE = [
     ["packages/omniq-postgres/tests", "packages/omniq-nats/tests"],
     ["packages/omniq-redis/tests", "packages/omniq-file/tests"],
-    ["tests/crashes"],
+    ["packages/omniq-gevent/tests", "tests/crashes"],
 ]
 """What is tested beside the rest: most of it waits for a server, a lease or a disk."""
 

@@ -96,7 +96,7 @@ async def work_goes_on(oq: AsyncOmniQ) -> float:
 
 
 async def check_all(oq: AsyncOmniQ, acknowledged: dict[str, int]) -> None:
-    results = await oq.get_results(list(acknowledged), timeout=90)
+    results = await oq.get_results(list(acknowledged), timeout=150)
     lost = [task_id for task_id, result in zip(acknowledged, results, strict=True) if result is None]
     assert lost == []
     assert [result and result.result for result in results] == [

@@ -248,7 +248,7 @@ def test_a_backend_through_a_line_that_is_dead_fails_in_time_and_goes_on_when_it
     proxy = server_proxy(place.server)
 
     async def main() -> None:
-        url = place.url(proxy.url_for(place.server.endpoint), timeout_s=0.3)
+        url = place.url(proxy.url_for(place.server.endpoint), timeout_s=1.0)
         async with FileBackend.from_url(url) as backend:
             queue = backend.queue()
             [record] = tasks(1)
