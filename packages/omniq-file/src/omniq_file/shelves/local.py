@@ -114,7 +114,7 @@ class LocalShelf(Shelf):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._notice: Callable[[], None] | None = None
         self.facts = ShelfFacts(
-            product=f"local disk at {path}", multi_process=True, multi_host=False, durable=fsync, wake_up=False,
+            product="local disk", multi_process=True, multi_host=False, durable=fsync, wake_up=False,
             poll_interval_s=POLL_S, quick=True,
         )  # fmt: skip
 
@@ -145,7 +145,7 @@ class LocalShelf(Shelf):
             self._sweep()
             self._start_watching()
             self.facts = ShelfFacts(
-                product=f"local disk at {self._path} ({system})", multi_process=True, multi_host=False, durable=self._fsync,
+                product=f"local disk ({system})", multi_process=True, multi_host=False, durable=self._fsync,
                 wake_up=self._inotify >= 0, poll_interval_s=POLL_S, quick=True,
             )  # fmt: skip
         except BaseException:

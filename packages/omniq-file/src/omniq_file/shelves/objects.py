@@ -79,7 +79,7 @@ class ObjectShelf(Shelf):
 
     def _facts(self) -> ShelfFacts:
         return ShelfFacts(
-            product=f"{self.product} at {self._where()}, bucket {self._access.bucket}",
+            product=self.product,
             multi_process=self._exclusive,
             multi_host=self._exclusive,
             durable=self._is_durable,
