@@ -70,6 +70,7 @@ PLAN: dict[str, list[Variant]] = {
         Variant("raw nats", "raw_nats", "raw", scenarios=(*RAW, "enqueue 64")),
         *ours("claim cost", "backlog"),
         *peer("taskiq_nats"),
+        Variant("taskiq_nats, batch 1", "taskiq_nats", "peer", options="batch1", scenarios=("drain",)),
     ],
     "postgres": [
         Variant("raw postgres", "raw_postgres", "raw", scenarios=(*RAW, "enqueue 64")),

@@ -341,10 +341,11 @@ def _sqlite(run: Run, times: Any) -> Iterator[Line]:
 
 
 def _nats(run: Run, times: Any) -> Iterator[Line]:
-    taskiq = run.median("taskiq_nats", "drain")
-    yield from times(
-        "drain, to taskiq-nats", run.median("omniq", "drain"), ("taskiq-nats", taskiq) if taskiq else None, 10
-    )
+    for peer in ("taskiq_nats", "taskiq_nats, batch 1"):
+        theirs = run.median(peer, "drain")
+        yield from times(
+            f"drain, to {peer}", run.median("omniq", "drain"), (peer, theirs) if theirs else None, 10
+        )
 
 
 def _file(run: Run, times: Any) -> Iterator[Line]:

@@ -176,7 +176,9 @@ def measure_group(
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--store", default="memory,sqlite", help="of memory,sqlite,file,redis,postgres,nats; default: %(default)s"
+        "--store",
+        default="memory,sqlite",
+        help="of memory,sqlite,file,redis,postgres,nats; default: %(default)s",
     )
     parser.add_argument("--only", default="", help="scenarios, comma separated: 'drain,idle'; default: all")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """taskiq on NATS, with taskiq-nats.
 
 * ``PullBasedJetStreamBroker``, its broker for tasks that must not get lost: a JetStream stream of files, acknowledged. It
-  fetches up to 100 messages at once (its default is 1, with which it drains far less), and gives up a fetch that found
+  fetches up to 100 messages at once (its default is 1, a row of its own), and gives up a fetch that found
   nothing after 50 ms. Results in ``NATSObjectStoreResultBackend``, the only one that it has.
 * One worker process (``--workers 1``) with its default of 100 tasks at once, on uvloop. Log level WARNING. ``--ack-type`` is
   its default, when the result is saved.
@@ -19,12 +19,14 @@ from taskiq import TaskiqResultTimeoutError
 from taskiq_nats import NATSObjectStoreResultBackend, PullBasedJetStreamBroker
 
 from benchmarks.process import python
-from benchmarks.subjects.subject import MISSING, RESULTS, URL, AsyncSubject
+from benchmarks.subjects.subject import MISSING, OPTIONS, RESULTS, URL, AsyncSubject
 from benchmarks.tally import tick
 
 
 def make_broker() -> Any:
-    made: Any = PullBasedJetStreamBroker(URL, pull_consume_batch=100, pull_consume_timeout=0.05)
+    made: Any = PullBasedJetStreamBroker(
+        URL, pull_consume_batch=1 if "batch1" in OPTIONS else 100, pull_consume_timeout=0.05
+    )
     if RESULTS:
         made = made.with_result_backend(NATSObjectStoreResultBackend(servers=URL))
     return made
