@@ -29,27 +29,24 @@ def install(loop: asyncio.AbstractEventLoop, engine: Engine) -> Callable[[], Non
     """
     count = 0
 
-    def handle(number: int) -> None:
-        nonlocal count
-        count += 1
+    def handle(number: int, times: int) -> None:
         name = signal.Signals(number).name
-        if count == 1:
+        if times == 1:
             log.warning(
                 "%s: stopping; running tasks have %g s. Again to give them back now",
                 name,
                 engine.settings.grace_s,
             )
-            engine.stop_threadsafe()
-        elif count == 2:
-            log.warning("%s again: giving back what runs. Once more to leave at once", name)
-            engine.stop_threadsafe()
         else:
-            os._exit(128 + number)
+            log.warning("%s again: giving back what runs. Once more to leave at once", name)
+        engine.stop_threadsafe()
 
     def from_frame(number: int, frame: FrameType | None) -> None:
-        if count >= 2:  # the loop may be what hangs
+        nonlocal count
+        count += 1
+        if count >= 3:  # counted here, not on the loop: the loop may be what hangs
             os._exit(128 + number)
-        loop.call_soon_threadsafe(handle, number)
+        loop.call_soon_threadsafe(handle, number, count)
 
     former = {}
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -57,6 +54,8 @@ def install(loop: asyncio.AbstractEventLoop, engine: Engine) -> Callable[[], Non
         former[number] = signal.signal(number, from_frame)
 
     def uninstall() -> None:
+        if count >= 2:
+            return  # the process is on its way out, and a third signal still ends it on the spot
         for number, handler in former.items():
             signal.signal(number, handler)
 
