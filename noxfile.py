@@ -38,7 +38,13 @@ TEST_REQUIREMENTS = [
 ]
 LINT_REQUIREMENTS = ["ruff>=0.12", "import-linter>=2.3"]
 # pyright is a Node program: with [nodejs] its runtime is a wheel as well, and nothing is downloaded at run time.
-TYPES_REQUIREMENTS = ["mypy>=1.17", "pyright[nodejs]>=1.1.400", "types-PyYAML", "types-gevent", "sqlalchemy[asyncio]>=2.0"]
+TYPES_REQUIREMENTS = [
+    "mypy>=1.17",
+    "pyright[nodejs]>=1.1.400",
+    "types-PyYAML",
+    "types-gevent",
+    "sqlalchemy[asyncio]>=2.0",
+]
 # benchmarks/: what is measured beside ours, by storage. A peer that a run does not ask for is not installed.
 BENCH_REQUIREMENTS = {
     "always": ["psutil>=6", "huey>=3.5"],
