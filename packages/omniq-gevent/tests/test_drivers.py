@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -63,3 +64,19 @@ def test_redis(patched: Patched, redis_server: Any) -> None:
 @pytest.mark.slow
 def test_postgres(patched: Patched, postgres_server: Any) -> None:
     assert patched(PROGRAM, postgres_server.url) == EXPECTED
+
+
+@pytest.mark.slow
+def test_nats(patched: Patched, nats_server: Any) -> None:
+    assert patched(PROGRAM, nats_server.url) == EXPECTED
+
+
+def test_files(patched: Patched, tmp_path: Path) -> None:
+    assert patched(PROGRAM, f"file://{tmp_path}/tasks") == EXPECTED
+
+
+@pytest.mark.slow
+def test_s3(patched: Patched, s3_server: Any, s3_bucket: str) -> None:
+    key, secret = s3_server.login
+    settings = urlencode({"endpoint_url": s3_server.endpoint, "key": key, "secret": secret})
+    assert patched(PROGRAM, f"s3://{s3_bucket}/tasks?{settings}") == EXPECTED

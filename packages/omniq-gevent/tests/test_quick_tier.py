@@ -3,7 +3,6 @@ has patched before anything was imported."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -37,24 +36,24 @@ LEFT_OUT: Mapping[str, str] = {
 """Tests that ask what patching takes away, and why."""
 
 
-@pytest.mark.skipif(
-    "OMNIQ_TEST_PATCHED_TIER" not in os.environ,
-    reason="set OMNIQ_TEST_PATCHED_TIER=1 to run it: it has hung once in a fresh clone, and it is not known where",
-)
 @pytest.mark.slow
-@pytest.mark.timeout(960)  # a minute or two where nobody else works
-def test_the_quick_tests_pass_in_a_process_that_gevent_has_patched() -> None:
-    done = subprocess.run(
-        [
-            sys.executable, "-c", RUN, "-p", "no:cacheprovider", "-q", "-m", "not slow",
-            *(str(PACKAGES / name / "tests") for name in TIER),
-            *(f"--deselect=packages/{test}" for test in LEFT_OUT),
-        ],
-        cwd=PACKAGES.parent,
-        env=os.environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-20_000:]
+@pytest.mark.timeout(660)  # a minute where nobody else works
+def test_the_quick_tests_pass_in_a_process_that_gevent_has_patched(tmp_path: Path) -> None:
+    report = tmp_path / "report.txt"
+    with report.open("w") as output:
+        try:
+            code = subprocess.run(
+                [
+                    sys.executable, "-c", RUN, "-p", "no:cacheprovider", "-v", "-m", "not slow",
+                    "-o", "faulthandler_timeout=100",  # where a test that hangs stands
+                    *(str(PACKAGES / name / "tests") for name in TIER),
+                    *(f"--deselect=packages/{test}" for test in LEFT_OUT),
+                ],
+                cwd=PACKAGES.parent,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=600,
+            ).returncode  # fmt: skip
+        except subprocess.TimeoutExpired:
+            code = -1
+    assert code == 0, report.read_text("utf-8")[-20_000:]

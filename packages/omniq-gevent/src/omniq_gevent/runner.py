@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -55,37 +56,32 @@ class GreenletRunner:
     """Plain functions in greenlets, async functions on an event loop of their own.
 
     Args:
-        hub: whose greenlets; its thread must let it run. ``None``: a hub in a thread of its own.
+        hub: whose greenlets; made in its thread, which must let it run. ``None``: a hub in a thread of its own.
     """
 
     def __init__(self, hub: gevent.hub.Hub | None = None) -> None:
-        self._given = hub
-        self._hub = hub
-        self._own: _HubThread | None = None
+        self._bell = None if hub is None else _Bell(hub, self._take)
+        self._own = _HubThread(self._take) if hub is None else None
         self._coroutines = PrivateLoop()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._to_do: deque[_Job] = deque()
         self._done: deque[_Job] = deque()
         self._hub_is_woken = self._loop_is_woken = False
-        self._watcher: Any = None
 
     async def start(self, *, concurrency: int) -> None:
         """See :class:`~omniq.runners.runner.Runner`."""
         self._loop = asyncio.get_running_loop()
-        if self._given is None:
-            self._own = _HubThread()
-            self._hub = await self._own.start()
-        else:
-            self._given.loop.run_callback_threadsafe(self._hold)
+        if self._own is not None:
+            self._bell = await self._own.start()
+        if self._bell is not None:
+            self._bell.keep()
 
     async def stop(self) -> None:
         """See :class:`~omniq.runners.runner.Runner`."""
         self._coroutines.stop()
-        if self._own is not None:
-            self._own.stop()
-            self._own = self._hub = None
-        elif self._given is not None:
-            self._given.loop.run_callback_threadsafe(self._let_go)
+        if self._bell is not None:
+            self._bell.remove()
+            self._bell = None
 
     async def run(self, call: Call) -> Any:
         """See :class:`~omniq.runners.runner.Runner`."""
@@ -123,24 +119,11 @@ class GreenletRunner:
     def _wake_hub(self) -> None:
         # Whoever is woken takes the flag down before it empties the queue: what was added before is seen, and what is
         # added after finds the flag down.
-        if not self._hub_is_woken and self._hub is not None:
+        if not self._hub_is_woken and self._bell is not None:
             self._hub_is_woken = True
-            self._hub.loop.run_callback_threadsafe(self._take)
+            self._bell.ring()
 
     # --- on the hub's thread ------------------------------------------------------------------------------------
-
-    def _hold(self) -> None:
-        # Else a program that waits for what a task will do, and for nothing else, is told that it would wait for ever
-        # (LoopExit): the hub does not know that calls will come from another thread.
-        assert self._hub is not None
-        self._watcher = self._hub.loop.async_()
-        self._watcher.start(lambda: None)
-
-    def _let_go(self) -> None:
-        if self._watcher is not None:
-            self._watcher.stop()
-            self._watcher.close()
-            self._watcher = None
 
     def _take(self) -> None:
         self._hub_is_woken = False
@@ -192,30 +175,64 @@ class GreenletRunner:
                 ended.set_result(None)
 
 
+class _Bell:
+    """Rung in any thread, answered in the hub's. It is made there.
+
+    (``run_callback_threadsafe`` of gevent's loops is not as safe as its name: :mod:`omniq_core.native` says why.)
+    """
+
+    def __init__(self, hub: gevent.hub.Hub, answer: Callable[[], object], *, is_kept: bool = False) -> None:
+        self._answer = answer
+        self._is_kept = is_kept
+        self._is_removed = False
+        self.on_removal: Callable[[], object] = lambda: None
+        self._watcher: Any = hub.loop.async_(ref=is_kept)
+        self._watcher.start(self._hear)
+
+    def ring(self) -> None:
+        """Has the hub answer, once or more often."""
+        self._watcher.send()
+
+    def keep(self) -> None:
+        """From now on the hub knows that it may ring. Else a program that waits for what a task will do, and for nothing
+        else, is told that it would wait for ever (LoopExit)."""
+        self._is_kept = True
+        self.ring()
+
+    def remove(self) -> None:
+        """The last that is called: what was rung for before is still answered."""
+        self._is_removed = True
+        self.ring()
+
+    def _hear(self) -> None:
+        if self._is_kept and not self._watcher.ref:
+            self._watcher.ref = True
+        self._answer()
+        if self._is_removed:
+            self._watcher.stop()
+            self._watcher.close()
+            self.on_removal()
+
+
 class _HubThread:
     """A thread that does nothing but run a hub."""
 
-    def __init__(self) -> None:
-        self._hub: gevent.hub.Hub | None = None
-        self._is_over: Any = None
+    def __init__(self, answer: Callable[[], object]) -> None:
+        self._answer = answer
         self._thread = make_thread(self._run, name="omniq-greenlets")
 
-    async def start(self) -> gevent.hub.Hub:
-        """Its hub, once it runs."""
-        loop = asyncio.get_running_loop()
-        started: asyncio.Future[gevent.hub.Hub] = loop.create_future()
-        self._on_start = lambda hub: loop.call_soon_threadsafe(started.set_result, hub)
+    async def start(self) -> _Bell:
+        """A bell of its hub, once it runs. Removing it ends the thread."""
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[_Bell] = self._loop.create_future()
         self._thread.start()
-        return await started
-
-    def stop(self) -> None:
-        """Lets the thread end, without waiting."""
-        if self._is_over is not None:
-            self._is_over.send()
+        return await self._started
 
     def _run(self) -> None:
         hub = gevent.hub.get_hub()
-        self._is_over = hub.loop.async_()
-        hub.loop.run_callback(self._on_start, hub)
-        hub.wait(self._is_over)
+        over: gevent.hub.Waiter[None] = gevent.hub.Waiter(hub)
+        bell = _Bell(hub, self._answer, is_kept=True)
+        bell.on_removal = lambda: over.switch(None)
+        self._loop.call_soon_threadsafe(self._started.set_result, bell)
+        over.get()
         hub.destroy(True)

@@ -13,8 +13,8 @@ threads (``atexit`` comes after that wait, which would never end while a client 
 gracefully, stores are closed, and then the portal's thread ends.
 
 gevent. In a process that it has patched the portal is a thread of the system all the same (:mod:`omniq_core.native`): in a
-greenlet's its loop would be "the running loop" of every other greenlet too. The lock at which a caller waits is gevent's
-then, so greenlets wait as threads do, and the others go on.
+greenlet's its loop would be "the running loop" of every other greenlet too. The latch at which a caller waits lets its hub
+run then, so greenlets wait as threads do, and the others go on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from omniq_core.native import Latch, RLock, is_patched, make_thread
+from omniq_core.native import RLock, is_patched, make_latch, make_thread
 
 __all__ = ["Portal", "at_exit", "is_portal_loop", "portal", "run_sync"]
 
@@ -36,59 +36,35 @@ log = logging.getLogger("omniq")
 
 CANCEL_GRACE_S = 5.0
 """How long an interrupted call waits for its coroutine to clean up, in seconds, before the interrupt goes on."""
-SIGNAL_SLICE_S = 0.5
-"""How soon a waiting call sees a signal at the latest, in seconds."""
 CLOSE_GRACE_S = 30.0
 """How long closing the portal waits for its thread, in seconds."""
 
 
 class _Call(Generic[T]):
-    """One coroutine on its way through the portal's loop.
-
-    The caller waits at a bare lock. An interrupt can strike between any two steps of Python code, and inside a
-    ``concurrent.futures.Future`` it can leave the lock taken that the loop's thread needs as well; acquiring a bare lock is
-    one step, which has happened or has not.
-    """
+    """One coroutine on its way through the portal's loop."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
         self._task: asyncio.Task[T] | None = None
         self._is_cancelled = False
-        self._turnstile = threading.Lock()
-        self._turnstile.acquire()
-        self.is_done = False
+        self.ended = make_latch()
 
     # --- on the loop's thread -----------------------------------------------------------------------------------
 
     def start(self) -> None:
         if self._is_cancelled:
             self._coroutine.close()
-            self._end()
+            self.ended.set()
             return
         self._task = asyncio.ensure_future(self._coroutine)
-        self._task.add_done_callback(lambda _: self._end())
+        self._task.add_done_callback(lambda _: self.ended.set())
 
     def cancel(self) -> None:
         self._is_cancelled = True
         if self._task is not None:
             self._task.cancel()
 
-    def _end(self) -> None:
-        self.is_done = True
-        self._turnstile.release()
-
     # --- on the caller's ----------------------------------------------------------------------------------------
-
-    def wait(self) -> None:
-        """Waits for the end."""
-        # In slices: a signal that arrives in the instant before the system call begins to wait does not end it, and would
-        # be seen only when it returns.
-        while not self._turnstile.acquire(timeout=SIGNAL_SLICE_S):
-            pass
-
-    def wait_for_cleanup(self) -> None:
-        """Waits for the end of a cancelled coroutine, but not for ever."""
-        self._turnstile.acquire(timeout=CANCEL_GRACE_S)
 
     def result(self) -> T:
         """What the coroutine returned or raised."""
@@ -104,7 +80,7 @@ class Portal:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ident = 0
         self._error: BaseException | None = None
-        self._is_up = Latch()
+        self._is_up = make_latch()
         self._thread = make_thread(self._main, name="omniq-portal", daemon=False)
         self._thread.start()
 
@@ -176,13 +152,13 @@ class Portal:
         call = _Call(coroutine)
         try:
             self.loop.call_soon_threadsafe(call.start)
-            call.wait()
+            call.ended.wait()
         except BaseException:
             if self.is_closed:
                 coroutine.close()
-            elif not call.is_done:
+            elif not call.ended.is_set():
                 self.loop.call_soon_threadsafe(call.cancel)
-                call.wait_for_cleanup()
+                call.ended.wait(CANCEL_GRACE_S)
             raise
         return call.result()
 

@@ -30,7 +30,7 @@ from omniq.runners.runner import Runner
 from omniq.stores import Stores
 from omniq.task import TaskRegistry
 from omniq_core import WORKERS, OptionError, WorkerReport
-from omniq_core.native import Latch, make_thread
+from omniq_core.native import make_latch, make_thread
 from omniq_core.options import suggest
 
 __all__ = ["AsyncWorker", "ProcessPoolWorker", "ThreadPoolWorker", "Worker", "make_worker", "worker_class"]
@@ -373,7 +373,7 @@ class _WorkerThread:
         self.error: BaseException | None = None
         self._burst = burst
         self._on_end = on_end
-        self._is_ready = Latch()
+        self._is_ready = make_latch()
         engine.on_started = self._is_ready.set
         # A daemon: the functions of ``portal.at_exit`` stop it when the program ends, and nothing else may hold that up.
         self._thread = make_thread(self._run, name="omniq-worker")
