@@ -10,7 +10,7 @@ Patched = Callable[..., str]
 def test_thousands_of_wake_ups_from_other_threads_leave_a_hubs_count_of_what_it_waits_for_right(
     patched: Patched,
 ) -> None:
-    # With run_callback_threadsafe in the place of the watcher the count is wrong after one run of three, or it ends by LoopExit.
+    # With run_callback_threadsafe for the watcher the count is wrong after one run in three, or it is told LoopExit.
     out = patched(
         """
 import time, gevent, gevent.hub
