@@ -188,12 +188,12 @@ class Bench(Hand):
         started: asyncio.Future[asyncio.AbstractEventLoop] = here.create_future()
 
         def run() -> None:
-            loop = asyncio.new_event_loop()
-            loop.call_soon(here.call_soon_threadsafe, started.set_result, loop)
-            try:
+            # A Runner ends the threads of to_thread, too: under gevent they are on this thread's hub, never end after it,
+            # and the process would wait for them at its end.
+            with asyncio.Runner() as runner:
+                loop = runner.get_loop()
+                loop.call_soon(here.call_soon_threadsafe, started.set_result, loop)
                 loop.run_forever()
-            finally:
-                loop.close()
 
         thread = make_thread(run, name="conformance: elsewhere")
         thread.start()
