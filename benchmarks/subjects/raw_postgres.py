@@ -1,25 +1,27 @@
 """The raw client on PostgreSQL: asyncpg, one connection, with nothing around it.
 
 The storage work of a task queue at its least: a task with its result, a narrow table of what is ready, one row per claim.
-*One*: a transaction per step, as a queue that takes tasks one by one must do. *Batch*: whole batches by ``unnest``, claims
-of 500 by ``for update skip locked``. *From 64*: 64 coroutines on a pool of 16 connections.
+A transaction per step. *Batch*: whole batches by ``unnest``, claims by ``for update skip locked``. *From 64*: on a pool of 16
+connections.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
-import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 
-from benchmarks.subjects.subject import URL, Subject
+from benchmarks.subjects.raw import RESULT, SCENARIOS, RawSubject
+from benchmarks.subjects.subject import URL
 
-BODY, RESULT = os.urandom(40), os.urandom(120)
+__all__ = ["SCENARIOS", "SUBJECT"]
+
+BODY = os.urandom(40)
 SCHEMA = """
 create table task(id uuid primary key, queue text collate "C" not null, state smallint not null default 0,
   body bytea not null, result bytea, done_at timestamptz) with (fillfactor = 70);
@@ -54,7 +56,7 @@ end $$;
 """
 
 
-class Raw(Subject):
+class RawPostgres(RawSubject):
     distributions = ("asyncpg",)
 
     async def open(self) -> None:
@@ -65,11 +67,17 @@ class Raw(Subject):
     async def close(self) -> None:
         await self.db.close()
 
-    def ids(self, count: int) -> list[uuid.UUID]:
-        return [uuid.UUID(int=number) for number in itertools.islice(self.numbers, count)]
+    async def put(self, count: int) -> None:
+        await self._put(self.db, count)
 
-    async def enqueue(self, db: Any, count: int) -> None:
-        await db.execute("select enqueue($1, $2)", self.ids(count), [BODY] * count)
+    @asynccontextmanager
+    async def crowd(self) -> AsyncIterator[Callable[[], Awaitable[object]]]:
+        async with asyncpg.create_pool(URL, min_size=16, max_size=16) as pool:
+            yield lambda: self._put(pool, 1)
+
+    async def _put(self, db: Any, count: int) -> None:
+        ids = [uuid.UUID(int=number) for number in itertools.islice(self.numbers, count)]
+        await db.execute("select enqueue($1, $2)", ids, [BODY] * count)
 
     async def cycle(self, count: int) -> int:
         rows = await self.db.fetch("select * from claim($1)", count)
@@ -81,63 +89,4 @@ class Raw(Subject):
         return len(ids)
 
 
-async def _repeat(step: Callable[[], Awaitable[object]], size: int, seconds: float) -> dict[str, Any]:
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        await step()
-        count += size
-    return {"rate": count / (time.perf_counter() - began), "tasks": count}
-
-
-async def enqueue_one(raw: Raw, *, seconds: float, most: int) -> dict[str, Any]:
-    return await _repeat(lambda: raw.enqueue(raw.db, 1), 1, seconds)
-
-
-async def enqueue_batch(raw: Raw, *, seconds: float, most: int, size: int) -> dict[str, Any]:
-    return await _repeat(lambda: raw.enqueue(raw.db, size), size, seconds)
-
-
-async def enqueue_64(raw: Raw, *, seconds: float, most: int) -> dict[str, Any]:
-    async with asyncpg.create_pool(URL, min_size=16, max_size=16) as pool:
-        end = time.perf_counter() + seconds
-
-        async def produce() -> int:
-            mine = 0
-            while time.perf_counter() < end:
-                await raw.enqueue(pool, 1)
-                mine += 1
-            return mine
-
-        began = time.perf_counter()
-        count = sum(await asyncio.gather(*(produce() for _ in range(64))))
-        return {"rate": count / (time.perf_counter() - began), "tasks": count}
-
-
-async def _cycle(raw: Raw, size: int, seconds: float) -> dict[str, Any]:
-    count, took = 0, 0.0
-    while took < seconds:
-        for _ in range(10 if size > 1 else 1):
-            await raw.enqueue(raw.db, 500)
-        began = time.perf_counter()
-        for _ in range(10 if size > 1 else 500):
-            count += await raw.cycle(size)
-        took += time.perf_counter() - began
-    return {"rate": count / took, "tasks": count, "size": size}
-
-
-async def cycle_one(raw: Raw, *, seconds: float) -> dict[str, Any]:
-    return await _cycle(raw, 1, seconds)
-
-
-async def cycle_batch(raw: Raw, *, seconds: float, size: int) -> dict[str, Any]:
-    return await _cycle(raw, size, seconds)
-
-
-SCENARIOS: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
-    "enqueue one": enqueue_one,
-    "enqueue 64": enqueue_64,
-    "enqueue batch": enqueue_batch,
-    "cycle one": cycle_one,
-    "cycle batch": cycle_batch,
-}
-SUBJECT = Raw
+SUBJECT = RawPostgres

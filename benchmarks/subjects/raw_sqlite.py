@@ -1,8 +1,8 @@
 """The raw client on SQLite: the ``sqlite3`` of Python's standard library, in one thread, with nothing around it.
 
 The storage work of a task queue at its least, in the layout that our driver uses too: a task by id, a narrow line of what
-is ready, one record per claim, a result by id. WAL and ``synchronous=FULL``. *One*: each step is a transaction, as a queue
-that takes tasks one by one must do. *Batch*: whole batches in few statements, which is the most that any client gets.
+is ready, one record per claim, a result by id. WAL and ``synchronous=FULL``. Each step is a transaction. *Batch*: in few
+statements, which is the most that any client gets.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
 
-from benchmarks.subjects.subject import URL, Subject
+from benchmarks.subjects.raw import RESULT, SCENARIOS, RawSubject
+from benchmarks.subjects.subject import URL
 
-BODY, RESULT = os.urandom(40), os.urandom(120)
+__all__ = ["SCENARIOS", "SUBJECT"]
+
+BODY = os.urandom(40)
 SCHEMA = """
 create table task(seq integer primary key, id text not null, queue integer not null, body blob not null) strict;
 create unique index task_id on task(id);
@@ -28,7 +29,7 @@ create table result(id text primary key, at integer not null, body blob not null
 """
 
 
-class Raw(Subject):
+class RawSQLite(RawSubject):
     distributions = ()
 
     async def open(self) -> None:
@@ -42,14 +43,19 @@ class Raw(Subject):
     async def close(self) -> None:
         self.db.close()
 
-    def enqueue(self, count: int) -> None:
+    async def put(self, count: int) -> None:
         rows = [(seq, f"{seq:032x}-000", 1, BODY) for seq in itertools.islice(self.seq, count)]
         self.db.execute("begin immediate")
         self.db.executemany("insert into task values (?, ?, ?, ?)", rows)
         self.db.executemany("insert into ready values (1, 0, ?)", [(row[0],) for row in rows])
         self.db.execute("commit")
 
-    def claim(self, count: int) -> tuple[int, list[tuple[int, str, bytes]]]:
+    async def cycle(self, count: int) -> int:
+        token, tasks = self._claim(count)
+        self._settle(token, tasks)
+        return len(tasks)
+
+    def _claim(self, count: int) -> tuple[int, list[tuple[int, str, bytes]]]:
         db = self.db
         db.execute("begin immediate")
         seqs = [
@@ -70,7 +76,7 @@ class Raw(Subject):
         db.execute("commit")
         return token, tasks
 
-    def settle(self, token: int, tasks: list[tuple[int, str, bytes]]) -> None:
+    def _settle(self, token: int, tasks: list[tuple[int, str, bytes]]) -> None:
         db, now = self.db, time.time_ns()
         db.execute("begin immediate")
         if not db.execute("select open from claim where token = ?", (token,)).fetchall():
@@ -81,49 +87,4 @@ class Raw(Subject):
         db.execute("commit")
 
 
-async def enqueue_one(raw: Raw, *, seconds: float, most: int) -> dict[str, Any]:
-    return _repeat(lambda: raw.enqueue(1), 1, seconds)
-
-
-async def enqueue_batch(raw: Raw, *, seconds: float, most: int, size: int) -> dict[str, Any]:
-    return _repeat(lambda: raw.enqueue(size), size, seconds)
-
-
-def _repeat(step: Callable[[], object], size: int, seconds: float) -> dict[str, Any]:
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        step()
-        count += size
-    return {"rate": count / (time.perf_counter() - began), "tasks": count}
-
-
-def _cycle(raw: Raw, size: int, seconds: float) -> dict[str, Any]:
-    """Claim and settle with results, of what was enqueued before."""
-    count, took = 0, 0.0
-    while took < seconds:
-        for _ in range(0, 10 * size, 500):
-            raw.enqueue(500)
-        began = time.perf_counter()
-        for _ in range(10 if size > 1 else 200):
-            token, tasks = raw.claim(size)
-            raw.settle(token, tasks)
-            count += len(tasks)
-        took += time.perf_counter() - began
-    return {"rate": count / took, "tasks": count, "size": size}
-
-
-async def cycle_one(raw: Raw, *, seconds: float) -> dict[str, Any]:
-    return _cycle(raw, 1, seconds)
-
-
-async def cycle_batch(raw: Raw, *, seconds: float, size: int) -> dict[str, Any]:
-    return _cycle(raw, size, seconds)
-
-
-SCENARIOS: dict[str, Callable[..., Awaitable[dict[str, Any]]]] = {
-    "enqueue one": enqueue_one,
-    "enqueue batch": enqueue_batch,
-    "cycle one": cycle_one,
-    "cycle batch": cycle_batch,
-}
-SUBJECT = Raw
+SUBJECT = RawSQLite
