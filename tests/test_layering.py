@@ -72,6 +72,11 @@ def test_our_tree_keeps_its_contracts(tree: Tree) -> None:
         ("omniq_memory", "omniq", "a backend imports the contract, never the library that uses it"),
         ("omniq_conformance", "omniq", "a backend imports the contract, never the library that uses it"),
         ("omniq", "omniq_gevent", "omniq imports no backend: it asks the registry"),
+        (
+            "omniq_gevent",
+            "omniq.engine",
+            "a worker type imports of omniq its workers, its runners and its command line",
+        ),
         ("omniq_sqlite", "omniq_memory", "no backend imports another"),
         ("omniq_conformance", "omniq_sqlite", "the suite knows no backend but its model, the memory backend"),
         ("omniq_memory", "omniq_conformance", "only tests import omniq_conformance"),
