@@ -135,6 +135,15 @@ def test_every_worker_type_runs_imported_tasks(folder: Path, oq: OmniQ, kind: st
     assert None not in pids
 
 
+def test_the_environment_says_what_no_option_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMNIQ_APP", "shop:oq")
+    monkeypatch.setenv("OMNIQ_WORKER_TYPE", "thread_pool")
+    monkeypatch.setenv("OMNIQ_WORKER_CONCURRENCY", "3")
+    worker = Process(folder, "--burst")
+    assert worker.end() == 0, worker.lines
+    assert "concurrency  3, thread_pool" in "\n".join(worker.lines)
+
+
 def test_the_first_signal_lets_running_tasks_end(folder: Path, oq: OmniQ) -> None:
     task_id = oq.enqueue("shop:until", str(folder / "go"))
     worker = Process(folder, "shop:oq")

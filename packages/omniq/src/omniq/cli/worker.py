@@ -47,6 +47,7 @@ __all__ = ["worker"]
     "--type",
     "worker_type",
     metavar="TYPE",
+    envvar="OMNIQ_WORKER_TYPE",
     show_envvar=True,
     help="async, thread_pool, process_pool, or a plugin's, as gevent (see omniq-gevent). By default as the program says, "
     "else async.",
