@@ -340,7 +340,7 @@ def test_a_cancelled_call_leaves_nothing_behind(tmp_path: Path) -> None:
             queue = backend.queue()
             for number in range(50):
                 call = asyncio.ensure_future(queue.enqueue([record(f"t{number}")]))
-                await asyncio.sleep(0.0001 * (number % 5))
+                await asyncio.sleep(0.0001 * (number % 5))  # at another moment of the commit each time
                 call.cancel()
                 await asyncio.gather(call, return_exceptions=True)
             await queue.enqueue([record(f"t{number}") for number in range(50)])

@@ -32,6 +32,16 @@ def on_folder(folder: Path, work: Callable[[Any], Awaitable[None]], **settings: 
     asyncio.run(main())
 
 
+async def tidied(store: Any) -> None:
+    """Until the tidying up that is under way has ended."""
+    clerk = store._opened.clerk()
+
+    async def ended() -> None:
+        await asyncio.gather(*clerk.events._tidying.tasks)
+
+    await clerk._run_there(ended())
+
+
 def numbers(events: Any) -> list[int]:
     return [int(e.id[1:]) for e in events]
 
@@ -70,7 +80,7 @@ def test_cursors_stay_true_over_truncation_checkpoints_and_restarts(
         assert await store.truncate(before=50.0, limit=20) == 20
         assert await store.truncate(before=50.0) == 30
         assert numbers((await store.read(EVERYTHING, limit=3)).items) == [50, 51, 52]
-        await asyncio.sleep(0.05)
+        await tidied(store)
         for number in range(300, 400):
             await store.append([event(number)])
 

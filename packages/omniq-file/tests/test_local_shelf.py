@@ -19,6 +19,7 @@ from omniq_core import Capability, ErrorCode, Loss, OptionError, Severity, TaskR
 from omniq_file import FileBackend
 from omniq_file.shelves import local
 from omniq_file.shelves.local import LocalShelf
+from omniq_file.shelves.turn import Turn
 
 Test = Callable[[LocalShelf], Awaitable[None]]
 
@@ -399,7 +400,7 @@ def test_a_file_system_without_links_is_refused_with_advice(
 def test_a_network_file_system_is_refused_unless_it_is_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "_file_system", lambda _path: "nfs4")
+    monkeypatch.setattr(local, "file_system_of", lambda _path: "nfs4")
 
     async def test(shelf: LocalShelf) -> None:
         assert "nfs4" in shelf.facts.product
@@ -412,7 +413,7 @@ def test_a_network_file_system_is_refused_unless_it_is_allowed(
 def test_without_inotify_others_are_looked_for_now_and_then_and_waking_is_not_declared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LocalShelf, "_start_watching", lambda self: None)
+    monkeypatch.setattr(Turn, "listen", lambda self: None)
 
     async def main() -> None:
         first = FileBackend(base_dir=str(tmp_path / "q"))

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from omniq_core import SYSTEM_CLOCK, BackendError, Durability, ErrorCode, Outcome, SchemaOutOfDate
-from omniq_file import machine as m
+from omniq_file import operations as op
 from omniq_file import tidying
 from omniq_file.bodies import Bodies
 from omniq_file.commit import COMMIT, HEADER_BYTES, pack
@@ -141,15 +141,15 @@ class Party:
 
     async def enqueue(self, *task_ids: str, body: bytes = b"body") -> list[Outcome]:
         rows = [(task_id, 0, len(body)) for task_id in task_ids]
-        answers = await self.do((m.ENQUEUE, [("q", "n", 0, 1, 3)], rows), *[body] * len(rows))
+        answers = await self.do((op.ENQUEUE, [("q", "n", 0, 1, 3)], rows), *[body] * len(rows))
         return [answer.outcome for answer in answers]
 
     async def claim(self, most: int = 10) -> list[str]:
-        tasks = await self.do((m.CLAIM, ["q"], most, 60.0, "w", uuid.uuid4().hex))
+        tasks = await self.do((op.CLAIM, ["q"], most, 60.0, "w", uuid.uuid4().hex))
         return [task.id for task in tasks]
 
     async def cancel(self, *task_ids: str) -> list[Outcome]:
-        outcomes: list[Outcome] = await self.do((m.CANCEL, list(task_ids)))
+        outcomes: list[Outcome] = await self.do((op.CANCEL, list(task_ids)))
         return outcomes
 
     async def move(self, operation: Any, blobs: list[bytes]) -> None:
@@ -232,6 +232,18 @@ async def test_a_call_whose_replies_are_all_lost_says_so_and_is_found_done_when_
     party.shelf.before_create.clear()
     assert await party.enqueue("t1") == [Outcome.DUPLICATE]
     assert await party.enqueue("t2") == [Outcome.OK]
+
+
+@run
+async def test_a_creation_is_not_repeated_beyond_the_time_of_one_call(place: Place) -> None:
+    party = await place.party()
+    party.shelf.facts = msgspec.structs.replace(party.shelf.facts, timeout_s=0.001)
+    party.shelf.after_create.extend([lose] * 2)
+    with pytest.raises(Lost):
+        await party.enqueue("t1")
+    assert len(party.shelf.after_create) == 1
+    party.shelf.after_create.clear()
+    assert await party.enqueue("t1") == [Outcome.DUPLICATE]
 
 
 @run

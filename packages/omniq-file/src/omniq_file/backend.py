@@ -139,7 +139,7 @@ class FileBackend(Backend):
         step = [f"make {options.describe()}"]
         try:
             await shelf.open(create=False)
-        except Exception as error:
+        except Exception as error:  # the storage's own: only it knows which one says that nothing is there
             if shelf.classify(error) is not ErrorCode.UNAVAILABLE:
                 raise
         else:

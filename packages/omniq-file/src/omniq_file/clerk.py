@@ -268,9 +268,9 @@ class Clerk:
         for name in machine.rung:
             self.bell.ring(queue_key(name))
         machine.rung.clear()
-        for task_id in machine.ended:
+        for task_id in machine.results.ended:
             self.bell.ring(result_key(task_id), count=False)
-        machine.ended.clear()
+        machine.results.ended.clear()
 
     def _announce_events(self, _machine: EventMachine, _is_new: bool) -> None:
         self.bell.ring(EVENTS)

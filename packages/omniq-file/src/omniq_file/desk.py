@@ -81,6 +81,7 @@ class Desk(Generic[M]):
                     self._fail(BackendError("the backend was closed meanwhile", ErrorCode.CLOSED, "file"))
                     raise
                 except Exception as error:
+                    # The storage's own: each call is told, and the next round tries anew.
                     if not self._open:
                         logger.warning("omniq-file: looking for new commits failed: %s", error)
                     self._fail(error)
@@ -143,7 +144,10 @@ class Desk(Generic[M]):
         """What of this round is still to be written."""
         self._chosen = []
         operations, encoded, blobs = [], [], []
-        for call in self._open:
+        for call in list(self._open):
+            if call.future.cancelled():
+                del self._open[call]  # nobody waits for it any more: it is not begun
+                continue
             if call.operation is None or machine.is_idle(call.operation, now, self.log.policy):
                 continue
             self._chosen.append(call)
@@ -155,7 +159,7 @@ class Desk(Generic[M]):
     async def _finish(self, call: Call, answer: Any, now: float) -> None:
         try:
             finished = call.finish(self.log.machine, answer, now)
-        except Exception as error:
+        except Exception as error:  # of this call alone: the others of its round have theirs
             finished = error
         if not isinstance(finished, Wanted):
             self._answer(call, finished)

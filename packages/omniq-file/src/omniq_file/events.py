@@ -99,7 +99,7 @@ class FileEventStore(EventStore):
                 yield event
             cursor = page.cursor
             if not page.items:
-                await self._opened.wait([EVENTS], 60.0, lambda: bell.rings([EVENTS]) != rings)  # noqa: B023
+                await self._opened.wait([EVENTS], 60.0, lambda: bell.rings([EVENTS]) != rings)  # noqa: B023 - used in this turn
 
     async def truncate(self, *, before: float, limit: int = 1000) -> int:
         number, index, left = 0, 0, limit

@@ -1,4 +1,4 @@
-"""What is kept in memory of a task, a result, a claim and a queue: an index, without the bodies.
+"""What is kept in memory of a task, a result and a claim: an index, without the bodies.
 
 Tasks and results are ``msgspec`` structs in array form, of numbers and text only: a checkpoint encodes them as they are, in
 C, and the garbage collector does not walk them (``gc=False``), so a million of them cost memory and nothing else.
@@ -6,16 +6,13 @@ C, and the garbage collector does not walk them (``gc=False``), so a million of 
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
-
 import msgspec
 
 from omniq_file.commit import Place
 
 __all__ = [
-    "CANCELLED", "DEAD", "DELAYED", "EXPIRED", "GONE", "READY", "RUNNING", "SUCCEEDED", "ClaimRecord", "Kind", "Line",
-    "NamedQueue", "Rare", "Result", "Task",
+    "CANCELLED", "DEAD", "DELAYED", "EXPIRED", "GONE", "READY", "RUNNING", "SUCCEEDED", "ClaimRecord", "Kind", "Rare",
+    "Result", "Task",
 ]  # fmt: skip
 
 READY, DELAYED, RUNNING, SUCCEEDED, DEAD, CANCELLED, EXPIRED, GONE = range(8)
@@ -88,64 +85,3 @@ class ClaimRecord:
     def __init__(self, fence: int, claim_id: str, worker_id: str, until: float) -> None:
         self.fence, self.claim_id, self.worker_id, self.until = fence, claim_id, worker_id, until
         self.open: dict[str, Task] = {}
-
-
-class Line:
-    """The due tasks of one queue and priority, by arrival: new ones at the end, returned ones in a heap.
-
-    Nothing is removed from the middle: what is not ``READY`` when it comes up is skipped. A task that left and came back
-    may stand here twice, in the same place; the second time it is not ``READY`` any more.
-    """
-
-    __slots__ = ("fresh", "returned")
-
-    def __init__(self) -> None:
-        self.fresh: deque[Task] = deque()
-        self.returned: list[tuple[int, Task]] = []
-
-    def put_back(self, task: Task) -> None:
-        heapq.heappush(self.returned, (task.seq, task))
-
-    def pop(self) -> Task | None:
-        if self.returned:
-            if not self.fresh or self.returned[0][0] <= self.fresh[0].seq:
-                return heapq.heappop(self.returned)[1]
-            return self.fresh.popleft()
-        return self.fresh.popleft() if self.fresh else None
-
-
-class NamedQueue:
-    """The lines of one queue by priority, who waits for a time, and its counts."""
-
-    __slots__ = ("delayed", "lines", "order", "paused", "ready", "running", "used", "waiting")
-
-    def __init__(self) -> None:
-        self.lines: dict[int, Line] = {}
-        self.order: list[int] = []
-        """Priorities that have a line, highest first."""
-        self.waiting: list[tuple[float, int, Task]] = []
-        """``DELAYED`` tasks by due time, and some that are so no more."""
-        self.paused = False
-        self.used = False
-        """Whether it was ever enqueued to, and not just paused."""
-        self.ready = self.delayed = self.running = 0
-
-    def line(self, priority: int) -> Line:
-        line = self.lines.get(priority)
-        if line is None:
-            line = self.lines[priority] = Line()
-            self.order = sorted(self.lines, reverse=True)
-        return line
-
-    def sweep(self) -> None:
-        """Forgets places of tasks that left a line otherwise than by a claim, once there is nobody else in it."""
-        if not self.ready and self.lines:
-            self.lines.clear()
-            self.order = []
-        if not self.delayed and self.waiting:
-            self.waiting.clear()
-
-    def drop_line(self, priority: int) -> None:
-        """Forgets an empty line, so that old priorities cost a claim nothing."""
-        del self.lines[priority]
-        self.order = sorted(self.lines, reverse=True)

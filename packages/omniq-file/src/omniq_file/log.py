@@ -66,7 +66,8 @@ SHARD = 1000
 MOST_AT_ONCE = 16
 """Commits that are read before the horizon is looked at and they are applied."""
 TRIES = 5
-"""How often a creation without an answer is repeated, and a checkpoint looked for, before the call fails."""
+"""How often a creation without an answer is made, and a checkpoint looked for, before the call fails. All of these creations
+together may take as long as one: ``ShelfFacts.timeout_s``."""
 MOST_CONTRADICTIONS = 50
 _NUMBER = re.compile(r"[0-9]{20}")
 
@@ -374,6 +375,8 @@ class Log(Generic[M]):
         """Whether the commit of this number is ours."""
         name = commit_name(self.folder, number)
         in_doubt = False
+        loop, timeout_s = asyncio.get_running_loop(), self.shelf.facts.timeout_s
+        end = loop.time() + timeout_s if timeout_s is not None else float("inf")
         for attempt in range(1, TRIES + 1):
             try:
                 if await self.shelf.create(name, data):
@@ -389,10 +392,11 @@ class Log(Generic[M]):
                     if in_doubt:
                         raise _in_doubt(name) from error
                     raise
-                if attempt == TRIES:
+                pause_s = 0.02 * 2**attempt
+                if attempt == TRIES or loop.time() + pause_s > end:
                     raise
                 in_doubt = True
-            await asyncio.sleep(0.02 * 2**attempt)
+            await asyncio.sleep(pause_s)
         raise AssertionError("unreachable")
 
     async def _horizon_after(self, number: int) -> int:

@@ -6,8 +6,9 @@ the methods here are its table of transitions. Whatever could make two replicas 
 on the state, the operation and the commit's own time and retention, and on nothing else; and a state that was restored
 from a checkpoint must go on exactly like the one that was saved.
 
-An operation is a tuple that begins with its code. Bodies are not in it, only their lengths: they lie in the commit's
-blob in the order of the operations.
+The state has four parts. Here are the tasks, with their claims and unique keys, and every rule that changes one. Who is next
+stands in :mod:`omniq_file.lines`, the results in :mod:`omniq_file.result_index`, and which bytes are still needed in
+:mod:`omniq_file.blobs`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from omniq_core import Enqueued, Extension, Maintained, Moved, Outcome, TaskState, Verb
-from omniq_file import moving, saving
+from omniq_core import Enqueued, Extension, Maintained, Moved, Outcome
+from omniq_file import moving, saving, selecting
+from omniq_file import operations as op
+from omniq_file.blobs import Blobs
 from omniq_file.commit import CRC_BYTES, Place
 from omniq_file.index import (
     CANCELLED,
@@ -32,22 +35,14 @@ from omniq_file.index import (
     SUCCEEDED,
     ClaimRecord,
     Kind,
-    NamedQueue,
     Rare,
-    Result,
     Task,
 )  # fmt: skip
+from omniq_file.lines import NamedQueue
+from omniq_file.operations import Operation
+from omniq_file.result_index import ResultIndex
 
-__all__ = [
-    "CANCEL", "CLAIM", "DELETE", "ENQUEUE", "EXTEND", "MAINTAIN", "MOVE", "PAUSE", "PRUNE", "PURGE", "PUT", "REQUEUE",
-    "SETTLE", "STATES", "STATE_CODES", "VERBS", "VERB_CODES", "Operation", "TaskMachine",
-]  # fmt: skip
-
-Operation = Sequence[Any]
-
-ENQUEUE, CLAIM, SETTLE, EXTEND, MAINTAIN, CANCEL, REQUEUE, PAUSE, PURGE, PUT, DELETE, PRUNE, MOVE = range(
-    1, 14
-)
+__all__ = ["TaskMachine"]
 
 OK, DUPLICATE, STALE = Outcome.OK, Outcome.DUPLICATE, Outcome.STALE
 CONFLICT, FINISHED, NOT_FOUND, REQUESTED = (
@@ -57,18 +52,6 @@ CONFLICT, FINISHED, NOT_FOUND, REQUESTED = (
     Outcome.REQUESTED,
 )
 LOST = Extension(STALE)
-
-VERBS = (Verb.SUCCEED, Verb.DEAD, Verb.CANCEL, Verb.RETRY, Verb.RELEASE)
-VERB_CODES = {verb: code for code, verb in enumerate(VERBS)}
-FINAL_STATES = (SUCCEEDED, DEAD, CANCELLED)
-"""By verb code; the others make the task pending."""
-RELEASE = VERB_CODES[Verb.RELEASE]
-STATES = (
-    TaskState.PENDING, TaskState.PENDING, TaskState.RUNNING, TaskState.SUCCEEDED, TaskState.DEAD, TaskState.CANCELLED,
-    TaskState.EXPIRED,
-)  # fmt: skip
-"""By state code."""
-STATE_CODES = {state: code for code, state in enumerate(STATES)}
 
 WORKER_LOST = "its worker was lost: the lease ended"
 TOO_LATE = "its time to live passed before it was started"
@@ -97,30 +80,22 @@ class TaskMachine:
         self.pruning: deque[tuple[float, Task]] = deque()
         """Who finished when, oldest first, and some that were requeued or deleted since."""
         self.finished = 0
-        self.results: dict[str, Result] = {}
-        self.result_ends: list[tuple[float, str]] = []
-        self.live: dict[int, int] = {}
-        """How many bytes of a commit's blob are still needed, where any are."""
-        self.sizes: dict[int, int] = {}
-        """How long the blob of such a commit is."""
+        self.blobs = Blobs()
+        self.results = ResultIndex(self.blobs)
         self.rung: set[str] = set()
         """Queues that may have something new since the last look of whoever waits; he empties it."""
-        self.ended: list[str] = []
-        """Tasks with a new final result record; likewise."""
-        self._number = 0
-        self._at = 0
         self._now = 0.0
         self._retention_s = 0.0
         self._apply: dict[int, Callable[[Any], Any]] = {
-            ENQUEUE: self._enqueue, CLAIM: self._claim, SETTLE: self._settle, EXTEND: self._extend,
-            MAINTAIN: self._maintain, CANCEL: self._cancel, REQUEUE: self._requeue, PAUSE: self._pause,
-            PURGE: self._purge, PUT: self._put, DELETE: self._delete, PRUNE: self._prune, MOVE: self._move,
+            op.ENQUEUE: self._enqueue, op.CLAIM: self._claim, op.SETTLE: self._settle, op.EXTEND: self._extend,
+            op.MAINTAIN: self._maintain, op.CANCEL: self._cancel, op.REQUEUE: self._requeue, op.PAUSE: self._pause,
+            op.PURGE: self._purge, op.PUT: self._put, op.DELETE: self._delete, op.PRUNE: self._prune, op.MOVE: self._move,
         }  # fmt: skip
         self._idle: dict[int, Callable[[Any, float], bool]] = {
-            ENQUEUE: self._idle_enqueue, CLAIM: self._idle_claim, SETTLE: self._idle_settle,
-            EXTEND: self._idle_extend, MAINTAIN: self._idle_maintain, CANCEL: self._idle_cancel,
-            REQUEUE: self._idle_requeue, PAUSE: self._idle_pause, PURGE: self._idle_purge, PUT: self._idle_put,
-            DELETE: self._idle_delete, PRUNE: self._idle_prune, MOVE: self._idle_move,
+            op.ENQUEUE: self._idle_enqueue, op.CLAIM: self._idle_claim, op.SETTLE: self._idle_settle,
+            op.EXTEND: self._idle_extend, op.MAINTAIN: self._idle_maintain, op.CANCEL: self._idle_cancel,
+            op.REQUEUE: self._idle_requeue, op.PAUSE: self._idle_pause, op.PURGE: self._idle_purge, op.PUT: self._idle_put,
+            op.DELETE: self._idle_delete, op.PRUNE: self._idle_prune, op.MOVE: self._idle_move,
         }  # fmt: skip
 
     # --- applying --------------------------------------------------------------------------------------------------
@@ -144,13 +119,12 @@ class TaskMachine:
             blob_at: where its blob begins in its file.
             blob_bytes: how long that is.
         """
-        self._number, self._now, self._at = number, now, blob_at
-        self._retention_s = policy[0]
+        self._now, self._retention_s = now, policy[0]
+        self.blobs.begin(number, blob_at)
         answers = [self._apply[operation[0]](operation) for operation in operations]
         while self.finished > policy[1]:
             self._forget(*self.pruning.popleft())
-        if number in self.live:
-            self.sizes[number] = blob_bytes
+        self.blobs.end(blob_bytes)
         return answers
 
     def is_idle(self, operation: Operation, now: float, policy: Sequence[Any]) -> bool:
@@ -163,34 +137,15 @@ class TaskMachine:
         self._now, self._retention_s = now, policy[0]
         return self._apply[operation[0]](operation)
 
-    # --- bodies ----------------------------------------------------------------------------------------------------
-
-    def place(self, length: int) -> Place:
-        """The next body of the commit that is being applied."""
-        at = self._at + CRC_BYTES
-        self._at = at + length
-        return self._number, at, length
-
-    def hold(self, number: int, length: int) -> None:
-        self.live[number] = self.live.get(number, 0) + length + CRC_BYTES
-
-    def release(self, number: int, length: int) -> None:
-        left = self.live[number] - length - CRC_BYTES
-        if left:
-            self.live[number] = left
-        else:
-            del self.live[number]
-            self.sizes.pop(number, None)
-
     def needs(self, number: int) -> bool:
         """Whether some body of that commit is still needed."""
-        return number in self.live
+        return number in self.blobs.live
 
     def size_of(self, number: int) -> int:
         """How long the blob of a commit that is needed is."""
-        return self.sizes.get(number, 0)
+        return self.blobs.sizes.get(number, 0)
 
-    # --- pending: in line or waiting for its time -----------------------------------------------------------------
+    # --- from state to state ---------------------------------------------------------------------------------------
 
     def queue(self, name: str) -> NamedQueue:
         queue = self.queues.get(name)
@@ -212,34 +167,18 @@ class TaskMachine:
         if rare is not None and rare.expires_at is not None:
             # Upkeep may have dropped it meanwhile.
             heapq.heappush(self.expiring, (rare.expires_at, task.seq, task))
+        kind = self.kinds[task.kind]
         if delay_s > 0:
-            task.state = DELAYED
-            home.delayed += 1
-            heapq.heappush(home.waiting, (task.run_at, task.seq, task))
+            home.delay(task)
         else:
-            task.state = READY
-            home.ready += 1
-            home.line(self.kinds[task.kind].priority).put_back(task)
-        self.rung.add(self.kinds[task.kind].queue)
+            home.join(task, kind.priority)
+        self.rung.add(kind.queue)
 
-    def _promote(self, home: NamedQueue, most: int) -> None:
-        """What fell due joins the line."""
-        waiting, now = home.waiting, self._now
-        while waiting and waiting[0][0] <= now and most:
-            run_at, _, task = heapq.heappop(waiting)
-            if task.state == DELAYED and task.run_at == run_at:
-                task.state = READY
-                home.delayed -= 1
-                home.ready += 1
-                home.line(self.kinds[task.kind].priority).put_back(task)
-                most -= 1
-
-    def _leave_pending(self, task: Task) -> None:
+    def _leave_line(self, task: Task) -> None:
+        """A pending task goes otherwise than by a claim."""
         home = self.homes[task.kind]
-        if task.state == READY:
-            home.ready -= 1
-        else:
-            home.delayed -= 1
+        home.leave(task)
+        home.sweep()
 
     def _leave_running(self, task: Task) -> None:
         self.homes[task.kind].running -= 1
@@ -275,7 +214,7 @@ class TaskMachine:
         rare = self._rare(task)
         rare.reason = reason
         if rare.error is not None:
-            self.release(rare.error[0], rare.error[2])
+            self.blobs.release(rare.error[0], rare.error[2])
         rare.error = error
 
     def _moved(self, task: Task, worker_id: str | None) -> Moved:
@@ -285,7 +224,7 @@ class TaskMachine:
             task.id,
             kind.queue,
             kind.name,
-            STATES[task.state],
+            op.STATES[task.state],
             task.fence,
             task.attempt,
             task.crashes,
@@ -294,7 +233,7 @@ class TaskMachine:
         )
 
     def _expire(self, task: Task) -> Moved:
-        self._leave_pending(task)
+        self.homes[task.kind].leave(task)
         self._rare(task).reason = TOO_LATE
         self._finish(task, EXPIRED)
         return self._moved(task, None)
@@ -309,9 +248,7 @@ class TaskMachine:
         ):
             return 0
         self._drop(task)
-        result = self.results.get(task.id)
-        if result is not None and result.ttl_s is None:  # one with a time of its own lives on until then
-            self._drop_result(result)
+        self.results.drop_with_task(task.id)
         return 1
 
     def _drop(self, task: Task) -> None:
@@ -319,15 +256,16 @@ class TaskMachine:
             self.finished -= 1
         task.state = GONE
         del self.tasks[task.id]
-        self.release(task.body_in, task.body_bytes)
+        self.blobs.release(task.body_in, task.body_bytes)
         if task.rare is not None and task.rare.error is not None:
-            self.release(task.rare.error[0], task.rare.error[2])
+            self.blobs.release(task.rare.error[0], task.rare.error[2])
 
     # --- the contract's required -----------------------------------------------------------------------------------
 
     def _enqueue(self, operation: Operation) -> list[Enqueued]:
         """``(ENQUEUE, kinds, rows)``; a row is ``(id, kind, body length)``, or that and ``(delay, ttl, unique key)``."""
-        tasks, now, number, at = self.tasks, self._now, self._number, self._at
+        tasks, now, blobs = self.tasks, self._now, self.blobs
+        number, at = blobs.number, blobs.at
         kinds: list[tuple[int, NamedQueue, deque[Task]] | None] = [None] * len(operation[1])
         answers, held, seq = [], 0, self.seq
         for row in operation[2]:
@@ -357,9 +295,7 @@ class TaskMachine:
             task = tasks[task_id] = Task(task_id, code, seq, now, run_at, number, body_at, length)
             task.rare = rare
             if run_at > now:
-                task.state = DELAYED
-                home.delayed += 1
-                heapq.heappush(home.waiting, (run_at, seq, task))
+                home.delay(task)
             else:
                 home.ready += 1
                 fresh.append(task)
@@ -368,8 +304,8 @@ class TaskMachine:
             answers.append(Enqueued(OK, task_id))
         if seq != self.seq:
             self.seq = seq
-            self.live[number] = self.live.get(number, 0) + held
-        self._at = at
+            blobs.live[number] = blobs.live.get(number, 0) + held
+        blobs.at = at
         return answers
 
     def _enter_kind(self, kind: Kind) -> tuple[int, NamedQueue, deque[Task]]:
@@ -400,7 +336,7 @@ class TaskMachine:
             if home is None or home.paused:
                 continue
             if home.waiting:
-                self._promote(home, max(most, MOST_DUE))
+                home.promote(now, max(most, MOST_DUE), self.kinds)
             before = len(taken)
             for priority in home.order:
                 if len(taken) == most:
@@ -415,10 +351,8 @@ class TaskMachine:
                         continue
                     if task.run_at > now:
                         # The clock went back, or this writer's is behind that of who let it join the line.
-                        task.state = DELAYED
                         home.ready -= 1
-                        home.delayed += 1
-                        heapq.heappush(home.waiting, (task.run_at, task.seq, task))
+                        home.delay(task)
                         continue
                     rare = task.rare
                     if rare is not None and rare.expires_at is not None and rare.expires_at <= now:
@@ -441,24 +375,16 @@ class TaskMachine:
     def _idle_claim(self, operation: Operation, now: float) -> bool:
         if operation[5] in self.claims_by_id:
             return True
-        for name in operation[1]:
-            home = self.queues.get(name)
-            if (
-                home is not None
-                and not home.paused
-                and (home.ready or (home.waiting and home.waiting[0][0] <= now))
-            ):
-                return False
-        return True
+        return not any(home is not None and home.is_due(now) for home in map(self.queues.get, operation[1]))
 
     def _settle(self, operation: Operation) -> list[Outcome]:
         """``(SETTLE, rows)``; a row is ``(id, fence, verb, result length, result ttl)``, or that and ``(delay, reason,
         error length, crashed)``."""
-        tasks = self.tasks
+        tasks, place = self.tasks, self.blobs.place
         answers = []
         for row in operation[1]:
-            error = None if len(row) == 5 or row[7] is None else self.place(row[7])
-            result = None if row[3] is None else self.place(row[3])
+            error = None if len(row) == 5 or row[7] is None else place(row[7])
+            result = None if row[3] is None else place(row[3])
             task = tasks.get(row[0])
             if task is None:
                 answers.append(NOT_FOUND)
@@ -479,20 +405,20 @@ class TaskMachine:
         else:
             delay_s = row[5]
             if error is not None:
-                self.hold(error[0], error[2])
+                self.blobs.hold(error[0], error[2])
             self._say_why(task, row[6], error)
             task.crashes += row[8]
-        if verb < len(FINAL_STATES):
-            final = FINAL_STATES[verb]
+        if verb < len(op.FINAL_STATES):
+            final = op.FINAL_STATES[verb]
         else:
-            if verb == RELEASE:
+            if verb == op.RELEASE:
                 task.attempt -= 1
             if task.rare is None or not task.rare.cancel_requested:
                 self._make_pending(task, delay_s)
                 return
             final = CANCELLED
         if result is not None:
-            self._put_one(task.id, task.fence, final, result, row[4], True)
+            self.results.put(task.id, task.fence, final, result, row[4], True, self._now, self._retention_s)
         self._finish(task, final)
 
     def _idle_settle(self, operation: Operation, _: float) -> bool:
@@ -539,14 +465,14 @@ class TaskMachine:
         pruned = 0
         while self.pruning and self.pruning[0][0] + self._retention_s <= now and pruned < limit:
             pruned += self._forget(*self.pruning.popleft())
-        pruned += self._prune_results(limit)
+        pruned += self.results.prune(now, limit)
         return Maintained(moved, pruned, more=more or expired == limit or pruned >= limit)
 
     def _idle_maintain(self, _: Operation, now: float) -> bool:
         return not (
             (self.expiring and self.expiring[0][0] <= now)
             or (self.pruning and self.pruning[0][0] + self._retention_s <= now)
-            or (self.result_ends and self.result_ends[0][0] <= now)
+            or self.results.has_ended(now)
             or any(claim.until <= now for claim in self.claims.values())
         )
 
@@ -574,8 +500,7 @@ class TaskMachine:
             if task is None:
                 answers.append(NOT_FOUND)
             elif task.state <= DELAYED:
-                self._leave_pending(task)
-                self.homes[task.kind].sweep()
+                self._leave_line(task)
                 self._finish(task, CANCELLED)
                 answers.append(OK)
             elif task.state == RUNNING:
@@ -615,9 +540,7 @@ class TaskMachine:
         if do:
             if key is not None:
                 self.unique[key] = task.id
-            result = self.results.get(task.id)
-            if result is not None:
-                self._drop_result(result)
+            self.results.drop(task.id)
             self._say_why(task, None, None)
             self.finished -= 1
             task.attempt = task.crashes = 0
@@ -635,131 +558,55 @@ class TaskMachine:
         return all(name in self.queues and self.queues[name].paused == operation[2] for name in operation[1])
 
     def _purge(self, operation: Operation) -> int:
-        """``(PURGE, filter, limit)``; a filter is ``(queues, names, states, enqueued after, enqueued before)``."""
-        doomed = list(islice(self.matching(operation[1], self.tasks.values(), running=False), operation[2]))
+        """``(PURGE, filter, limit)``; for a filter see :func:`omniq_file.selecting.matching`."""
+        doomed = list(islice(self._purgeable(operation[1]), operation[2]))
         for task in doomed:
             if task.state <= DELAYED:
-                self._leave_pending(task)
-                self.homes[task.kind].sweep()
+                self._leave_line(task)
                 self._free_key(task)
             self._drop(task)
-            result = self.results.get(task.id)
-            if result is not None:
-                self._drop_result(result)
+            self.results.drop(task.id)
         return len(doomed)
 
     def _idle_purge(self, operation: Operation, _: float) -> bool:
-        return next(self.matching(operation[1], self.tasks.values(), running=False), None) is None
+        return next(self._purgeable(operation[1]), None) is None
 
-    def matching(
-        self, which: Sequence[Any], tasks: Iterator[Task] | Any, *, running: bool = True
-    ) -> Iterator[Task]:
-        """Those of ``tasks`` that a filter names, running ones or not."""
-        queues, names, states, after, before = which
-        wanted = [
-            (not queues or kind.queue in queues) and (not names or kind.name in names) for kind in self.kinds
-        ]
-        codes = {code for code in range(GONE) if not states or STATES[code] in states}
-        if not running:
-            codes.discard(RUNNING)
-        for task in tasks:
-            if (
-                task.state in codes
-                and wanted[task.kind]
-                and (after is None or task.enqueued_at >= after)
-                and (before is None or task.enqueued_at < before)
-            ):
-                yield task
-
-    def newest_first(self, states: Sequence[TaskState]) -> Iterator[Task]:
-        """Every task that can be in one of these states (of none: in any), the one that arrived last first."""
-        if states and set(states) == {TaskState.RUNNING}:
-            running = [task for claim in self.claims.values() for task in claim.open.values()]
-            return iter(sorted(running, key=_by_arrival, reverse=True))
-        return reversed(self.tasks.values())
+    def _purgeable(self, which: Sequence[Any]) -> Iterator[Task]:
+        return selecting.matching(self, which, self.tasks.values(), running=False)
 
     # --- results ---------------------------------------------------------------------------------------------------
 
     def _put(self, operation: Operation) -> list[Outcome]:
         """``(PUT, rows)``; a row is ``(task id, fence, state, body length, ttl, final)``."""
-        answers = []
-        for task_id, fence, state, length, ttl_s, final in operation[1]:
-            answers.append(self._put_one(task_id, fence, state, self.place(length), ttl_s, final))
-        return answers
+        results, now, place = self.results, self._now, self.blobs.place
+        return [
+            results.put(task_id, fence, state, place(length), ttl_s, final, now, self._retention_s)
+            for task_id, fence, state, length, ttl_s, final in operation[1]
+        ]
 
     def _idle_put(self, operation: Operation, now: float) -> bool:
-        return not any(self._may_put(row[0], row[1], row[5], now) is OK for row in operation[1])
-
-    def _may_put(self, task_id: str, fence: int, final: bool, now: float) -> Outcome:
-        old = self.live_result(task_id, now)
-        if old is not None:
-            if old.fence > fence:
-                return STALE
-            if old.fence == fence and (old.final or not final):
-                return DUPLICATE
-        return OK
-
-    def _put_one(
-        self, task_id: str, fence: int, state: int, place: Place, ttl_s: float | None, final: bool
-    ) -> Outcome:
-        outcome = self._may_put(task_id, fence, final, self._now)
-        if outcome is not OK:
-            return outcome
-        old = self.results.get(task_id)
-        if old is not None:
-            self._drop_result(old)
-        ends = self._now + (self._retention_s if ttl_s is None else ttl_s)
-        self.results[task_id] = Result(task_id, fence, state, final, ttl_s, self._now, ends, *place)
-        heapq.heappush(self.result_ends, (ends, task_id))
-        self.hold(place[0], place[2])
-        if final:
-            self.ended.append(task_id)
-        return OK
-
-    def live_result(self, task_id: str, now: float) -> Result | None:
-        result = self.results.get(task_id)
-        return None if result is None or result.expires_at <= now else result
-
-    def _drop_result(self, result: Result) -> None:
-        del self.results[result.task_id]
-        self.release(result.body_in, result.body_bytes)
+        return not any(self.results.may_put(row[0], row[1], row[5], now) is OK for row in operation[1])
 
     def _delete(self, operation: Operation) -> int:
         """``(DELETE, ids)``; how many records there were."""
-        deleted = 0
-        for task_id in operation[1]:
-            result = self.results.get(task_id)
-            if result is not None:
-                deleted += result.expires_at > self._now
-                self._drop_result(result)
-        return deleted
+        dropped = map(self.results.drop, operation[1])
+        return sum(result is not None and result.expires_at > self._now for result in dropped)
 
     def _idle_delete(self, operation: Operation, _: float) -> bool:
-        return not any(task_id in self.results for task_id in operation[1])
+        return not any(task_id in self.results.by_task for task_id in operation[1])
 
     def _prune(self, operation: Operation) -> int:
         """``(PRUNE, limit)``."""
-        return self._prune_results(operation[1])
+        return self.results.prune(self._now, operation[1])
 
     def _idle_prune(self, _: Operation, now: float) -> bool:
-        return not (self.result_ends and self.result_ends[0][0] <= now)
-
-    def _prune_results(self, limit: int) -> int:
-        pruned, ends = 0, self.result_ends
-        while ends and ends[0][0] <= self._now and pruned < limit:
-            ends_at, task_id = heapq.heappop(ends)
-            result = self.results.get(task_id)
-            # Of an older record of that task, otherwise: one that a restored state does not have.
-            if result is not None and result.expires_at == ends_at:
-                self._drop_result(result)
-                pruned += 1
-        return pruned
+        return not self.results.has_ended(now)
 
     # --- moving bodies, and checkpoints --------------------------------------------------------------------------
 
     def _move(self, operation: Operation) -> int:
         """``(MOVE, rows)``; see :mod:`omniq_file.moving`."""
-        return sum(moving.move(self, row, self.place(row[4])) for row in operation[1])
+        return sum(moving.move(self, row, self.blobs.place(row[4])) for row in operation[1])
 
     def _idle_move(self, operation: Operation, _: float) -> bool:
         return not any(moving.lies(self, row) for row in operation[1])
@@ -775,7 +622,3 @@ class TaskMachine:
     def restore(self, parts: Iterator[bytes]) -> Iterator[None]:
         """Fills a new machine. Yields now and then, so that the caller can let others run."""
         return saving.restore(self, parts)
-
-
-def _by_arrival(task: Task) -> int:
-    return task.seq

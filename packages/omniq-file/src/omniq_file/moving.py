@@ -35,7 +35,7 @@ def lies(machine: TaskMachine, row: Sequence[Any]) -> bool:
     """Whether something still lies where a row says."""
     what, task_id, number, at = row[:4]
     if what == RESULT:
-        result = machine.results.get(task_id)
+        result = machine.results.by_task.get(task_id)
         return bool(result is not None and result.body_in == number and result.body_at == at)
     task = machine.tasks.get(task_id)
     if task is None:
@@ -50,10 +50,10 @@ def move(machine: TaskMachine, row: Sequence[Any], place: Place) -> bool:
     if not lies(machine, row):
         return False
     what, task_id, number, _, length = row
-    machine.release(number, length)
-    machine.hold(place[0], length)
+    machine.blobs.release(number, length)
+    machine.blobs.hold(place[0], length)
     if what == RESULT:
-        result = machine.results[task_id]
+        result = machine.results.by_task[task_id]
         result.body_in, result.body_at, result.body_bytes = place
     elif what == BODY:
         task = machine.tasks[task_id]
@@ -72,15 +72,15 @@ def lying_in(machine: TaskMachine, numbers: set[int]) -> Iterator[Row]:
             yield BODY, task.id, task.body_in, task.body_at, task.body_bytes
         if task.rare is not None and task.rare.error is not None and task.rare.error[0] in numbers:
             yield ERROR, task.id, *task.rare.error
-    for result in machine.results.values():
+    for result in machine.results.by_task.values():
         if result.body_in in numbers:
             yield RESULT, result.task_id, result.body_in, result.body_at, result.body_bytes
 
 
 def repacking(machine: TaskMachine, horizon: int) -> Iterator[list[Row]]:
     """What should be moved, in batches, if the files up to ``horizon`` are mostly dead weight."""
-    old = [(number, live) for number, live in machine.live.items() if number <= horizon]
-    weight = {number: max(machine.sizes.get(number, 0), SMALL_FILE_BYTES) for number, _ in old}
+    old = [(number, live) for number, live in machine.blobs.live.items() if number <= horizon]
+    weight = {number: max(machine.size_of(number), SMALL_FILE_BYTES) for number, _ in old}
     if sum(weight.values()) < max(MUCH_BYTES, 2 * sum(live for _, live in old)):
         return
     doomed = {number for number, live in old if live * 4 < weight[number]}

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from omniq_core import Capability, Clock, Closed
+from omniq_core import Capability, Clock, Closed, ErrorCode, Unreachable
 from omniq_file.bell import Bell, Key
 from omniq_file.call import Call
 from omniq_file.clerk import Clerk, check_process
@@ -51,8 +51,29 @@ class Opened:
         return self.clerk().events.log.machine
 
     async def do(self, call: Call, *, events: bool = False) -> Any:
-        """Hands a call in, and waits for its answer."""
-        return await self.clerk().submit(call, events=events)
+        """Hands a call in, and waits for its answer.
+
+        Raises:
+            Unreachable: there was none within ``ShelfFacts.timeout_s``, whatever the time went by with: standing in line
+                behind others, or one request after the other. What was begun goes on; what was not never is.
+        """
+        clerk = self.clerk()
+        answer = clerk.submit(call, events=events)
+        timeout_s = clerk.shelf.facts.timeout_s
+        if timeout_s is None:
+            return await answer
+        try:
+            # Not asyncio.timeout: while this loop was blocked the answer may have come, and is not to be thrown away.
+            await asyncio.wait([answer], timeout=timeout_s)
+            if not answer.done():
+                raise Unreachable(
+                    f"{clerk.shelf.facts.product} did not answer within timeout_s={timeout_s:g} seconds",
+                    ErrorCode.TIMEOUT if call.operation is None else ErrorCode.UNKNOWN_EFFECT,
+                    "file",
+                )
+            return answer.result()
+        finally:
+            answer.cancel()  # one that is still in line is then left out
 
     async def wait(self, keys: Sequence[Key], timeout_s: float, is_there: Callable[[], bool]) -> bool:
         """Waits for a ring, unless what the caller waits for is there; whether one of the two happened.

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from omniq_core import BackendOptions, OptionError, Secret, Url, redact
+from omniq_core import OptionError, Secret, Url, redact
 from omniq_core.options import suggest
+from omniq_file.shelves.store_options import StoreOptions
 
 __all__ = ["FileOptions", "Hidden"]
 
@@ -50,8 +51,8 @@ class Hidden(Mapping[str, Any]):
         )
 
 
-class FileOptions(BackendOptions, frozen=True, kw_only=True):
-    """Where the files are, how carefully they are written, and how long things are kept."""
+class FileOptions(StoreOptions, frozen=True, kw_only=True):
+    """Where the files are, how carefully they are written, and how long things are kept; and those of object stores."""
 
     base_dir: str = "./omniq_data"
     """A folder, or the URL of one: ``s3://bucket/prefix``, ``gs://``, ``abfs://``, ``memory://name``. Each project has a
@@ -64,8 +65,6 @@ class FileOptions(BackendOptions, frozen=True, kw_only=True):
     unreadable. ``DURABLE`` is not declared then. Killed processes lose nothing either way."""
     allow_network_fs: bool = False
     """Take a folder on NFS, SMB and the like. They may show one machine an old view of what another has written."""
-    single_process: bool = False
-    """Only this process uses the place. Then also storages without exclusive creation are taken: any of fsspec's."""
 
     retention_s: float = 86_400.0
     """How long finished tasks, and results without a time to live, are kept, in seconds."""
@@ -77,38 +76,7 @@ class FileOptions(BackendOptions, frozen=True, kw_only=True):
     """Most memory for recently written and read files, in MiB, per process and log."""
 
     storage_options: Mapping[str, Any] | str = {}
-    """The settings below by fsspec's names; in a URL as JSON. For a storage that is none of ours: fsspec's own settings."""
-    endpoint_url: str = ""
-    """The server of an object store that is not the cloud's own: ``http://127.0.0.1:9000``."""
-    endpoint_is_durable: bool = False
-    """You know that this server keeps what it has acknowledged: ``DURABLE`` is declared. Nobody can see it from outside."""
-    create_bucket: bool = False
-    """Make the bucket if it is missing. Not by default: a mistyped name should be an error and not a new bucket."""
-    region: str = ""
-    profile: str = ""
-    """A profile of ``~/.aws``."""
-    key: Secret | None = None
-    """S3: the id of the access key."""
-    secret: Secret | None = None
-    token: Secret | None = None
-    """S3: a session token. GCS: the path of a service account's file, its JSON, or a raw token."""
-    anon: bool = False
-    """Ask without credentials."""
-    cloud_project: str = ""
-    """GCS: where a new bucket is made."""
-    account_name: str = ""
-    """Azure."""
-    account_key: Secret | None = None
-    sas_token: Secret | None = None
-    connection_string: Secret | None = None
-    connect_timeout_s: float = 5.0
-    """How long a connection to an object store may take, in seconds."""
-    timeout_s: float = 10.0
-    """How long one request to it, and opening it, may take, in seconds."""
-    poll_interval_s: float = 1.0
-    """How often an object store is looked at while somebody waits, in seconds."""
-    connections: int = 32
-    """Most connections to it at once."""
+    """The settings of object stores by fsspec's names; in a URL as JSON. For a storage that is none of ours: fsspec's own."""
 
     aliases: ClassVar[Mapping[str, str]] = {
         "path": "base_dir",
@@ -133,6 +101,7 @@ class FileOptions(BackendOptions, frozen=True, kw_only=True):
         return {"base_dir": path}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.base_dir.strip() or "\0" in self.base_dir:
             raise ValueError(f"base_dir must name a folder or its URL, got {self.base_dir!r}")
         if self.retention_s < 0 or self.max_finished < 0 or self.max_events < 1 or self.cache_mb < 1:

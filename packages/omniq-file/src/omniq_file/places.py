@@ -36,13 +36,11 @@ def shelf_of(options: FileOptions, place: str) -> Shelf:
     if scheme == "file":
         return LocalShelf(place, fsync=options.fsync, allow_network_fs=options.allow_network_fs)
     if scheme in _OBJECT_STORES:
-        from omniq_file.shelves.access import Access
+        from omniq_file.shelves.bucket import Bucket
 
         module, name = _OBJECT_STORES[scheme]
-        bucket, _, prefix = place.partition("://")[2].partition("/")
-        shelf: Shelf = getattr(import_module(module), name)(
-            Access.of(options, bucket=bucket, prefix=prefix.strip("/"))
-        )
+        bucket, _, path = place.partition("://")[2].partition("/")
+        shelf: Shelf = getattr(import_module(module), name)(Bucket(bucket, path.strip("/")), options)
         return shelf
     if scheme == "memory" or options.single_process:
         return InProcessShelf(place, options.hidden)

@@ -23,13 +23,14 @@ from omniq_core import (
     TaskSnapshot,
     Unsupported,
 )  # fmt: skip
-from omniq_file import machine as m
+from omniq_file import operations as op
 from omniq_file.bell import queue_key
 from omniq_file.call import Call, Wanted
 from omniq_file.commit import Place
 from omniq_file.index import DELAYED, RUNNING, Task
 from omniq_file.machine import TaskMachine
 from omniq_file.opened import Opened
+from omniq_file.selecting import matching, newest_first
 
 __all__ = ["FileQueue"]
 
@@ -64,7 +65,7 @@ class FileQueue(Queue):
                 )
             else:
                 rows.append((record.id, code, len(record.body)))
-        operation = (m.ENQUEUE, list(kinds), rows)
+        operation = (op.ENQUEUE, list(kinds), rows)
         answers: Sequence[Enqueued] = await self._opened.do(
             Call(operation, _as_it_is, [record.body for record in records], len(rows))
         )
@@ -74,7 +75,7 @@ class FileQueue(Queue):
         self, queues: Sequence[str], /, *, max_tasks: int, lease_s: float, worker_id: str, claim_id: str
     ) -> Sequence[Claim]:
         rings = self._opened.bell().rings(map(queue_key, queues))
-        operation = (m.CLAIM, list(queues), int(max_tasks), seconds(lease_s), worker_id, claim_id)
+        operation = (op.CLAIM, list(queues), int(max_tasks), seconds(lease_s), worker_id, claim_id)
         claims: Sequence[Claim] = await self._opened.do(Call(operation, _claims, items=max_tasks))
         if not claims:
             self._seen.update(zip(queues, rings, strict=True))
@@ -89,7 +90,7 @@ class FileQueue(Queue):
         for s in settlements:
             result, error = s.result, s.error
             row: tuple[Any, ...] = (
-                s.lease.task_id, s.lease.fence, m.VERB_CODES[s.verb], None if result is None else len(result),
+                s.lease.task_id, s.lease.fence, op.VERB_CODES[s.verb], None if result is None else len(result),
                 None if s.result_ttl_s is None else seconds(s.result_ttl_s),
             )  # fmt: skip
             if s.delay_s or s.reason is not None or error is not None or s.crashed:
@@ -100,7 +101,7 @@ class FileQueue(Queue):
                 blobs.append(result)
             rows.append(row)
         answers: Sequence[Outcome] = await self._opened.do(
-            Call((m.SETTLE, rows), _as_it_is, blobs, len(rows))
+            Call((op.SETTLE, rows), _as_it_is, blobs, len(rows))
         )
         return answers
 
@@ -110,7 +111,7 @@ class FileQueue(Queue):
             return []
         rows = [(lease.task_id, lease.fence) for lease in leases]
         answers: Sequence[Extension] = await self._opened.do(
-            Call((m.EXTEND, rows, seconds(lease_s)), _as_it_is, items=len(rows))
+            Call((op.EXTEND, rows, seconds(lease_s)), _as_it_is, items=len(rows))
         )
         return answers
 
@@ -148,14 +149,14 @@ class FileQueue(Queue):
         return min(due) - self._opened.clock.time() if due else None
 
     async def maintain(self, *, limit: int = 1000) -> Maintained:
-        result: Maintained = await self._opened.do(Call((m.MAINTAIN, int(limit)), _as_it_is))
+        result: Maintained = await self._opened.do(Call((op.MAINTAIN, int(limit)), _as_it_is))
         return result
 
     async def cancel(self, task_ids: Sequence[str], /) -> Sequence[Outcome]:
-        return await self._by_id(m.CANCEL, task_ids)
+        return await self._by_id(op.CANCEL, task_ids)
 
     async def requeue(self, task_ids: Sequence[str], /) -> Sequence[Outcome]:
-        return await self._by_id(m.REQUEUE, task_ids)
+        return await self._by_id(op.REQUEUE, task_ids)
 
     async def _by_id(self, code: int, task_ids: Sequence[str]) -> Sequence[Outcome]:
         if not task_ids:
@@ -174,7 +175,7 @@ class FileQueue(Queue):
 
         def look(machine: TaskMachine, _: Any, __: float) -> Wanted:
             found: list[Task] = []
-            for task in machine.matching(conditions, machine.newest_first(which.states)):
+            for task in matching(machine, conditions, newest_first(machine, which.states)):
                 if before is None or task.seq < before:
                     found.append(task)
                     if len(found) > limit:
@@ -205,14 +206,14 @@ class FileQueue(Queue):
         return answers
 
     async def pause(self, queues: Sequence[str], /) -> None:
-        await self._opened.do(Call((m.PAUSE, list(queues), True), _as_it_is))
+        await self._opened.do(Call((op.PAUSE, list(queues), True), _as_it_is))
 
     async def resume(self, queues: Sequence[str], /) -> None:
-        await self._opened.do(Call((m.PAUSE, list(queues), False), _as_it_is))
+        await self._opened.do(Call((op.PAUSE, list(queues), False), _as_it_is))
 
     async def purge(self, which: TaskFilter, /, *, limit: int = 1000) -> int:
         deleted: int = await self._opened.do(
-            Call((m.PURGE, _conditions(which), int(limit)), _as_it_is, items=limit)
+            Call((op.PURGE, _conditions(which), int(limit)), _as_it_is, items=limit)
         )
         return deleted
 
@@ -313,7 +314,7 @@ def _snapshot(machine: TaskMachine, task: Task) -> dict[str, Any]:
     kind, rare = machine.kinds[task.kind], task.rare
     claim = machine.claims[task.fence] if task.state == RUNNING else None
     return {
-        "id": task.id, "queue": kind.queue, "name": kind.name, "state": m.STATES[task.state], "priority": kind.priority,
+        "id": task.id, "queue": kind.queue, "name": kind.name, "state": op.STATES[task.state], "priority": kind.priority,
         "attempt": task.attempt, "max_attempts": kind.max_attempts, "crashes": task.crashes,
         "max_crashes": kind.max_crashes, "fence": task.fence, "enqueued_at": task.enqueued_at, "run_at": task.run_at,
         "worker_id": claim.worker_id if claim else None, "lease_expires_at": claim.until if claim else None,

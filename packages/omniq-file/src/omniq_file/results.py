@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from omniq_core import Outcome, ResultRecord, ResultStore
-from omniq_file import machine as m
+from omniq_file import operations as op
 from omniq_file.bell import result_key
 from omniq_file.call import Call, Wanted
 from omniq_file.index import Result
@@ -30,12 +30,12 @@ class FileResultStore(ResultStore):
             return []
         rows = [
             (
-                record.task_id, record.fence, m.STATE_CODES[record.state], len(record.body),
+                record.task_id, record.fence, op.STATE_CODES[record.state], len(record.body),
                 None if record.ttl_s is None else seconds(record.ttl_s), bool(record.final),
             )
             for record in records
         ]  # fmt: skip
-        call = Call((m.PUT, rows), _as_it_is, [record.body for record in records], len(rows))
+        call = Call((op.PUT, rows), _as_it_is, [record.body for record in records], len(rows))
         outcomes: Sequence[Outcome] = await self._opened.do(call)
         return outcomes
 
@@ -45,7 +45,7 @@ class FileResultStore(ResultStore):
             return []
 
         def look(machine: TaskMachine, _: Any, now: float) -> Wanted:
-            return _records([machine.live_result(task_id, now) for task_id in task_ids])
+            return _records([machine.results.live(task_id, now) for task_id in task_ids])
 
         found: Sequence[ResultRecord | None] = await self._opened.do(Call(None, look, items=len(task_ids)))
         return found
@@ -54,7 +54,9 @@ class FileResultStore(ResultStore):
         if not task_ids:
             self._opened.clerk()
             return 0
-        deleted: int = await self._opened.do(Call((m.DELETE, list(task_ids)), _as_it_is, items=len(task_ids)))
+        deleted: int = await self._opened.do(
+            Call((op.DELETE, list(task_ids)), _as_it_is, items=len(task_ids))
+        )
         return deleted
 
     async def wait(self, task_ids: Sequence[str], /, *, timeout_s: float) -> Sequence[ResultRecord | None]:
@@ -81,7 +83,7 @@ class FileResultStore(ResultStore):
                 bell.leave(future, keys)
 
     async def prune(self, *, limit: int = 1000) -> int:
-        pruned: int = await self._opened.do(Call((m.PRUNE, int(limit)), _as_it_is))
+        pruned: int = await self._opened.do(Call((op.PRUNE, int(limit)), _as_it_is))
         return pruned
 
 
@@ -115,7 +117,7 @@ def _records(results: Sequence[Result | None]) -> Wanted:
             task_id, fence, state, ttl_s, final, stored_at, expires_at = copy
             records.append(
                 ResultRecord(
-                    task_id, fence, m.STATES[state], next(following), ttl_s, final, stored_at, expires_at
+                    task_id, fence, op.STATES[state], next(following), ttl_s, final, stored_at, expires_at
                 )
             )
         return records

@@ -53,20 +53,21 @@ def save(machine: TaskMachine) -> Iterator[bytes]:
             machine.seq, machine.last_fence, machine.kinds,
             [(name, queue.paused, queue.used) for name, queue in machine.queues.items()],
             [(c.fence, c.claim_id, c.worker_id, c.until, list(c.open)) for c in machine.claims.values()],
-            machine.sizes,
+            machine.blobs.sizes,
         )
     )  # fmt: skip
     yield from _chunks(task for task in machine.tasks.values() if task.state <= RUNNING)
     yield from _chunks(_in_order_of_pruning(machine))
     yield _encode([])
-    yield from _chunks(iter(machine.results.values()))
+    yield from _chunks(iter(machine.results.by_task.values()))
 
 
 def _in_order_of_pruning(machine: TaskMachine) -> Iterator[Task]:
     seen: set[str] = set()
     for finished_at, task in machine.pruning:
-        is_there = task.state > RUNNING and task.state != GONE and task.rare is not None
-        if is_there and task.rare.finished_at == finished_at and task.id not in seen:  # type: ignore[union-attr]
+        if task.state <= RUNNING or task.state == GONE or task.rare is None or task.id in seen:
+            continue
+        if task.rare.finished_at == finished_at:
             seen.add(task.id)
             yield task
 
@@ -74,7 +75,7 @@ def _in_order_of_pruning(machine: TaskMachine) -> Iterator[Task]:
 def restore(machine: TaskMachine, parts: Iterator[bytes]) -> Iterator[None]:
     """Fills a new machine from :func:`save`'s parts. Yields after each, so that the caller can let others run."""
     saved = _decode_saved(next(parts))
-    machine.seq, machine.last_fence, machine.sizes = saved.seq, saved.last_fence, saved.sizes
+    machine.seq, machine.last_fence, machine.blobs.sizes = saved.seq, saved.last_fence, saved.sizes
     for name, paused, used in saved.queues:
         queue = machine.queue(name)
         queue.paused, queue.used = paused, used
@@ -105,11 +106,9 @@ def restore(machine: TaskMachine, parts: Iterator[bytes]) -> Iterator[None]:
         claim.open = {task_id: machine.tasks[task_id] for task_id in open_ids}
     for part in parts:
         for result in _decode_results(part):
-            machine.results[result.task_id] = result
-            machine.hold(result.body_in, result.body_bytes)
-            machine.result_ends.append((result.expires_at, result.task_id))
+            machine.results.restore(result)
         yield
-    heapq.heapify(machine.result_ends)
+    machine.results.restored()
     heapq.heapify(machine.expiring)
     for queue in machine.queues.values():
         heapq.heapify(queue.waiting)
@@ -128,7 +127,7 @@ def _restore_tasks(machine: TaskMachine, tasks: list[Task]) -> None:
         if task.run_at == when:
             task.run_at = when
         machine.tasks[task.id] = task
-        machine.hold(number, task.body_bytes)
+        machine.blobs.hold(number, task.body_bytes)
         home, rare = machine.homes[task.kind], task.rare
         if task.state == READY:
             home.ready += 1
@@ -140,7 +139,7 @@ def _restore_tasks(machine: TaskMachine, tasks: list[Task]) -> None:
             home.running += 1
         if rare is not None:
             if rare.error is not None:
-                machine.hold(rare.error[0], rare.error[2])
+                machine.blobs.hold(rare.error[0], rare.error[2])
             if task.state <= RUNNING and rare.unique_key is not None:
                 machine.unique[rare.unique_key] = task.id
             if task.state <= DELAYED and rare.expires_at is not None:

@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from omniq_file.commit import CHECKPOINT, PART, pack
 from omniq_file.log import Log, Machine, checkpoint_name, commit_name, horizon_name, number_of
-from omniq_file.machine import MOVE
+from omniq_file.operations import MOVE
 
 __all__ = ["Tidying"]
 

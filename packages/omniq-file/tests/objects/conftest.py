@@ -18,14 +18,15 @@ import pytest
 from omniq_conformance.servers import ObjectStore, fresh_bucket
 from omniq_conformance.servers.fixtures import *  # noqa: F403 - fixtures are found by name
 from omniq_core import Secret
-from omniq_file.shelves.access import Access
 from omniq_file.shelves.azure import AzureShelf
+from omniq_file.shelves.bucket import Bucket
 from omniq_file.shelves.gcs import GCSShelf
 from omniq_file.shelves.in_process import InProcessShelf
 from omniq_file.shelves.local import LocalShelf
 from omniq_file.shelves.objects import ObjectShelf
 from omniq_file.shelves.s3 import S3Shelf
 from omniq_file.shelves.shelf import Shelf
+from omniq_file.shelves.store_options import StoreOptions
 
 SHELVES: dict[str, tuple[type[ObjectShelf], str]] = {
     "s3": (S3Shelf, "s3_server"),
@@ -34,14 +35,14 @@ SHELVES: dict[str, tuple[type[ObjectShelf], str]] = {
 }
 
 
-def access(server: ObjectStore, bucket: str, **settings: Any) -> Access:
-    """How to enter a bucket of a test server."""
+def options(server: ObjectStore, **settings: Any) -> StoreOptions:
+    """How to enter a test server."""
     name, secret = server.login
     if server.kind == "s3":
         settings = {"key": Secret(name), "secret": Secret(secret)} | settings
     elif server.kind == "azure":
         settings = {"account_name": name, "account_key": Secret(secret)} | settings
-    return Access(**({"bucket": bucket, "prefix": "some/where", "endpoint_url": server.endpoint} | settings))
+    return StoreOptions(**({"endpoint_url": server.endpoint} | settings))
 
 
 class Place:
@@ -54,17 +55,19 @@ class Place:
     def code(self) -> str:
         """What another process executes to have such a shelf; it is called ``shelf``."""
         shelf = SHELVES[self.kind][0]
-        given = msgspec.structs.asdict(access(self.server, self.bucket))
+        given = msgspec.structs.asdict(options(self.server))
         shown = {k: f"Secret({v.reveal()!r})" if isinstance(v, Secret) else repr(v) for k, v in given.items()}
         return (
             f"from {shelf.__module__} import {shelf.__name__}\n"
-            "from omniq_core import Secret\nfrom omniq_file.shelves.access import Access\n"
-            f"shelf = {shelf.__name__}(Access({', '.join(f'{k}={v}' for k, v in shown.items())}))\n"
+            "from omniq_core import Secret\nfrom omniq_file.shelves.bucket import Bucket\n"
+            "from omniq_file.shelves.store_options import StoreOptions\n"
+            f"options = StoreOptions({', '.join(f'{k}={v}' for k, v in shown.items())})\n"
+            f"shelf = {shelf.__name__}(Bucket({self.bucket!r}, 'some/where'), options)\n"
         )
 
-    def shelf(self, **settings: Any) -> ObjectShelf:
+    def shelf(self, *, bucket: str = "", prefix: str = "some/where", **settings: Any) -> ObjectShelf:
         """A shelf in the bucket that is not open yet."""
-        return SHELVES[self.kind][0](access(self.server, settings.pop("bucket", self.bucket), **settings))
+        return SHELVES[self.kind][0](Bucket(bucket or self.bucket, prefix), options(self.server, **settings))
 
     def url(self, endpoint: str = "", **settings: object) -> str:
         """The URL of a backend in the bucket."""

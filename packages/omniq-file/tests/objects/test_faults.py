@@ -13,10 +13,11 @@ import pytest
 
 from omniq_conformance.servers import GcsServer, Proxy, S3Server, fresh_bucket
 from omniq_core import BackendError, ErrorCode, MissingLibrary, OmniQError, Secret
-from omniq_file.shelves.access import Access
+from omniq_file.shelves.bucket import Bucket
 from omniq_file.shelves.objects import ObjectShelf
 from omniq_file.shelves.s3 import S3Shelf
 from omniq_file.shelves.store_errors import CannotConnect, ConnectionLost, NoAnswer, Refused, StoreError
+from omniq_file.shelves.store_options import StoreOptions
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 FROZEN_S = float(os.environ.get("OMNIQ_TEST_FROZEN_S", "1"))
@@ -187,9 +188,10 @@ def test_what_gcs_has_acknowledged_is_there_after_it_was_killed_under_load(
     from omniq_file.shelves.gcs import GCSShelf
 
     async def main() -> None:
-        shelf = GCSShelf(Access(bucket=gcs_bucket, endpoint_url=gcs_server.endpoint))
+        shelf = GCSShelf(Bucket(gcs_bucket), StoreOptions(endpoint_url=gcs_server.endpoint))
         await shelf.open(create=False)
         acknowledged: dict[str, bytes] = {}
+        stored = asyncio.Semaphore(0)
         stop = False
 
         async def write(me: int) -> None:
@@ -199,6 +201,7 @@ def test_what_gcs_has_acknowledged_is_there_after_it_was_killed_under_load(
                 try:
                     if await shelf.create(name, data):
                         acknowledged[name] = data
+                        stored.release()
                     n += 1
                 except StoreError as error:
                     if not shelf.classify(error).is_retryable:
@@ -208,9 +211,8 @@ def test_what_gcs_has_acknowledged_is_there_after_it_was_killed_under_load(
         writers = [asyncio.ensure_future(write(me)) for me in range(8)]
         try:
             for _ in range(3):
-                before = len(acknowledged)
-                while len(acknowledged) < before + 50:  # noqa: ASYNC110 - a count has no event
-                    await asyncio.sleep(0.01)
+                for _ in range(50):
+                    await stored.acquire()
                 await asyncio.to_thread(gcs_server.kill)
                 await asyncio.to_thread(gcs_server.start)
             stop = True
@@ -225,13 +227,19 @@ def test_what_gcs_has_acknowledged_is_there_after_it_was_killed_under_load(
 
 def test_a_store_that_ignores_the_condition_is_refused_unless_one_process_says_it_is_alone(run: Run) -> None:
     async def main() -> None:
-        settings = {"bucket": bucket, "endpoint_url": liar.endpoint, "anon": False, "region": "us-east-1"}
+        honest = StoreOptions(
+            endpoint_url=liar.endpoint,
+            region="us-east-1",
+            key=Secret("test-key"),
+            secret=Secret("test-secret"),
+        )
+        alone = msgspec.structs.replace(honest, single_process=True)
         for _ in range(2):  # also the second time
-            shelf = S3Shelf(secretly(Access(**settings)))
+            shelf = S3Shelf(Bucket(bucket), honest)
             with pytest.raises(BackendError, match="single_process=True") as refused:
                 await shelf.open(create=True)
             assert shelf.classify(refused.value) is ErrorCode.UNSUPPORTED
-        shelves = [S3Shelf(secretly(Access(**settings, single_process=True))) for _ in range(2)]
+        shelves = [S3Shelf(Bucket(bucket), alone) for _ in range(2)]
         for shelf in shelves:
             await shelf.open(create=True)
         try:
@@ -249,10 +257,6 @@ def test_a_store_that_ignores_the_condition_is_refused_unless_one_process_says_i
 
     with S3Server(settings={"if-none-match": "ignored"}) as liar, fresh_bucket(liar) as bucket:
         run(main())
-
-
-def secretly(access: Access) -> Access:
-    return msgspec.structs.replace(access, key=Secret("test-key"), secret=Secret("test-secret"))
 
 
 def test_a_store_that_lists_from_elsewhere_is_refused(
@@ -330,7 +334,7 @@ def test_a_creation_that_meets_another_one_is_repeated_and_gives_up_in_the_end(r
 
     async def main() -> None:
         for conflicts, then, answer in [(1, 200, True), (2, 412, False), (99, 200, None)]:
-            shelf = S3Shelf(Access(bucket="b"))
+            shelf = S3Shelf(Bucket("b"), StoreOptions())
             shelf._client, shelf._open = Conflicting(conflicts, then), True
             if answer is None:
                 with pytest.raises(Refused) as refused:
@@ -366,7 +370,7 @@ def test_a_creation_that_meets_another_one_is_repeated_and_gives_up_in_the_end(r
     ],
 )
 def test_every_error_says_what_is_known_of_its_effect(error: Exception, code: ErrorCode) -> None:
-    assert S3Shelf(Access(bucket="b")).classify(error) is code
+    assert S3Shelf(Bucket("b"), StoreOptions()).classify(error) is code
 
 
 def test_a_missing_client_library_is_an_error_with_the_command(

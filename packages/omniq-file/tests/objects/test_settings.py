@@ -14,8 +14,9 @@ import pytest
 
 from omniq_core import OmniQError, OptionError, Secret, TaskRecord, TaskState
 from omniq_file import FileBackend
-from omniq_file.shelves.access import Access
+from omniq_file.shelves.bucket import Bucket
 from omniq_file.shelves.store_errors import StoreError
+from omniq_file.shelves.store_options import StoreOptions
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 SECRET = "hunter2aGVsbG8gd29ybGQ"
@@ -25,7 +26,7 @@ SECRET = "hunter2aGVsbG8gd29ybGQ"
 @pytest.mark.parametrize("bucket", ["", ".", "..", "a/b", "a b\0", "a\r\nb", "a?b", "a#b", "a*b", "a\\b"])
 def test_a_bucket_that_is_no_name_is_refused(bucket: str) -> None:
     with pytest.raises(OptionError, match="names a bucket"):
-        Access(bucket=bucket)
+        Bucket(bucket)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_a_bucket_that_is_no_name_is_refused(bucket: str) -> None:
 )
 def test_a_path_that_could_lead_elsewhere_is_refused(prefix: str) -> None:
     with pytest.raises(OptionError, match="path in"):
-        Access(bucket="b", prefix=prefix)
+        Bucket("b", prefix)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_an_odd_path_is_data_and_two_that_look_alike_are_two(place: Any, run: Ru
 )
 def test_a_setting_out_of_range_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="above 0"):
-        Access(bucket="b", **settings)
+        FileBackend(base_dir="s3://b", **settings)
 
 
 def test_no_secret_is_shown_by_a_repr_a_log_or_an_error(
@@ -96,7 +97,13 @@ def test_no_secret_is_shown_by_a_repr_a_log_or_an_error(
     async def main(**settings: Any) -> None:
         shelf = place.shelf(**secrets[place.kind], **settings)
         shown.extend(
-            [repr(shelf), repr(shelf._access), str(shelf._access), repr(shelf.facts), repr(shelf.findings())]
+            [
+                repr(shelf._bucket),
+                repr(shelf._options),
+                str(shelf._options),
+                repr(shelf.facts),
+                repr(shelf.findings()),
+            ]
         )
         try:
             await shelf.open(create=False)
@@ -127,7 +134,7 @@ def test_azure_shows_neither_a_connection_string_nor_a_signature(kind: str, run:
         "sas_token": f"?sv=2024&sig={SECRET}",
     }[kind]
     where = {} if kind == "connection_string" else {"endpoint_url": "http://127.0.0.1:9/me"}
-    shelf = AzureShelf(Access(bucket="b", **{kind: Secret(given)}, **where))
+    shelf = AzureShelf(Bucket("b"), StoreOptions(**{kind: Secret(given)}, **where))
 
     async def main() -> None:
         with pytest.raises(StoreError) as failed:

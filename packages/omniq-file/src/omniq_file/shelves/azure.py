@@ -10,9 +10,10 @@ import re
 from typing import Any
 
 from omniq_core import OptionError
-from omniq_file.shelves.access import Access
+from omniq_file.shelves.bucket import Bucket
 from omniq_file.shelves.objects import ObjectShelf
 from omniq_file.shelves.store_errors import CannotConnect, ConnectionLost, Refused, StoreError
+from omniq_file.shelves.store_options import StoreOptions
 
 __all__ = ["AzureShelf"]
 
@@ -28,57 +29,57 @@ class AzureShelf(ObjectShelf):
     modules = ("azure.storage.blob.aio", "aiohttp")
     clouds = (".core.windows.net", ".core.chinacloudapi.cn", ".core.usgovcloudapi.net")
 
-    def __init__(self, access: Access) -> None:
-        super().__init__(access)
+    def __init__(self, bucket: Bucket, options: StoreOptions) -> None:
+        super().__init__(bucket, options)
         self._service: Any = None
         self._container: Any = None
         self._credential: Any = None
 
     def _where(self) -> str:
-        access = self._access
-        if access.endpoint_url:
-            return access.endpoint_url
-        if access.connection_string is not None:
-            parts = [part.partition("=") for part in access.connection_string.reveal().split(";")]
+        options = self._options
+        if options.endpoint_url:
+            return options.endpoint_url
+        if options.connection_string is not None:
+            parts = [part.partition("=") for part in options.connection_string.reveal().split(";")]
             fields = {name: value for name, _, value in parts}
             if "BlobEndpoint" in fields:
                 return fields["BlobEndpoint"].partition("?")[0]
             name, suffix = fields.get("AccountName", ""), fields.get("EndpointSuffix", "core.windows.net")
             return f"{fields.get('DefaultEndpointsProtocol', 'https')}://{name}.blob.{suffix}"
-        if not access.account_name:
+        if not options.account_name:
             raise OptionError("Azure needs account_name, endpoint_url or connection_string")
-        return f"https://{access.account_name}.blob.core.windows.net"
+        return f"https://{options.account_name}.blob.core.windows.net"
 
     async def _connect(self) -> None:
         from azure.storage.blob.aio import BlobServiceClient
 
-        access = self._access
+        options = self._options
         settings: dict[str, Any] = {
             "retry_total": 0,
             "retry_connect": 0,
             "retry_read": 0,
             "retry_status": 0,
-            "connection_timeout": access.connect_timeout_s,
-            "read_timeout": access.timeout_s,
+            "connection_timeout": options.connect_timeout_s,
+            "read_timeout": options.timeout_s,
             "max_single_put_size": ONE_PUT,
             "max_single_get_size": ONE_PUT,
         }
-        if access.connection_string is not None:
+        if options.connection_string is not None:
             self._service = BlobServiceClient.from_connection_string(
-                access.connection_string.reveal(), **settings
+                options.connection_string.reveal(), **settings
             )
         else:
             self._service = BlobServiceClient(self._where(), credential=self._who(), **settings)
-        self._container = self._service.get_container_client(access.bucket)
+        self._container = self._service.get_container_client(self._bucket.name)
 
     def _who(self) -> Any:
-        access = self._access
-        if access.account_key is not None:
-            name = access.account_name or re.split(r"[./]", self._where().partition("://")[2])[0]
-            return {"account_name": name, "account_key": access.account_key.reveal()}
-        if access.sas_token is not None:
-            return access.sas_token.reveal().lstrip("?")
-        if access.anon:
+        options = self._options
+        if options.account_key is not None:
+            name = options.account_name or re.split(r"[./]", self._where().partition("://")[2])[0]
+            return {"account_name": name, "account_key": options.account_key.reveal()}
+        if options.sas_token is not None:
+            return options.sas_token.reveal().lstrip("?")
+        if options.anon:
             return None
         from azure.identity.aio import DefaultAzureCredential
 

@@ -19,9 +19,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from omniq_file.shelves.access import Access
+from omniq_file.shelves.bucket import Bucket
 from omniq_file.shelves.objects import ObjectShelf
 from omniq_file.shelves.store_errors import CannotConnect, ConnectionLost, Refused, StoreError
+from omniq_file.shelves.store_options import StoreOptions
 
 __all__ = ["GCSShelf"]
 
@@ -37,37 +38,37 @@ class GCSShelf(ObjectShelf):
     modules = ("gcsfs.core", "aiohttp")
     clouds = (".googleapis.com",)
 
-    def __init__(self, access: Access) -> None:
-        super().__init__(access)
+    def __init__(self, bucket: Bucket, options: StoreOptions) -> None:
+        super().__init__(bucket, options)
         self._files: Any = None
         self._session: Any = None
         self._checked = 0.0
 
     def _where(self) -> str:
-        return self._access.endpoint_url or "https://storage.googleapis.com"
+        return self._options.endpoint_url or "https://storage.googleapis.com"
 
     async def _connect(self) -> None:
         import aiohttp
         from gcsfs.core import GCSFileSystem  # type: ignore[import-untyped]
 
-        access = self._access
-        token: Any = access.token.reveal() if access.token else None
+        options = self._options
+        token: Any = options.token.reveal() if options.token else None
         if token and token.lstrip().startswith("{"):
             token = json.loads(token)
-        if access.anon or (token is None and access.endpoint_url and not self._is_the_cloud):
+        if options.anon or (token is None and options.endpoint_url and not self._is_the_cloud):
             token = "anon"
 
-        more: dict[str, Any] = {"project": access.cloud_project} if access.cloud_project else {}
+        more: dict[str, Any] = {"project": options.cloud_project} if options.cloud_project else {}
 
         def make() -> Any:  # it may ask the machine's metadata server who we are
             return GCSFileSystem(
                 asynchronous=True,
                 skip_instance_cache=True,
                 use_listings_cache=False,
-                endpoint_url=access.endpoint_url.rstrip("/") or None,
+                endpoint_url=options.endpoint_url.rstrip("/") or None,
                 token=token,
                 **more,
-                session_kwargs={"timeout": aiohttp.ClientTimeout(sock_connect=access.connect_timeout_s)},
+                session_kwargs={"timeout": aiohttp.ClientTimeout(sock_connect=options.connect_timeout_s)},
             )
 
         self._files = await asyncio.to_thread(make)
@@ -107,20 +108,20 @@ class GCSShelf(ObjectShelf):
             raise _Answered(answer.status, _reason(body))
 
     @property
-    def _bucket(self) -> str:
-        return f"/storage/v1/b/{quote(self._access.bucket, safe='')}"
+    def _bucket_path(self) -> str:
+        return f"/storage/v1/b/{quote(self._bucket.name, safe='')}"
 
     def _object(self, key: str) -> str:
-        return f"{self._bucket}/o/{quote(key, safe='')}"
+        return f"{self._bucket_path}/o/{quote(key, safe='')}"
 
     async def _make_bucket(self) -> None:
-        body = {"name": self._access.bucket}
-        if self._access.region:
-            body["location"] = self._access.region
+        body = {"name": self._bucket.name}
+        if self._options.region:
+            body["location"] = self._options.region
         await self._send(
             "POST",
             "/storage/v1/b",
-            query={"project": self._access.cloud_project or self._files.project or ""},
+            query={"project": self._options.cloud_project or self._files.project or ""},
             headers={"Content-Type": "application/json"},
             data=json.dumps(body).encode(),
             accept=(409,),
@@ -141,7 +142,7 @@ class GCSShelf(ObjectShelf):
         )
         status, _ = await self._send(
             "POST",
-            f"/upload{self._bucket}/o",
+            f"/upload{self._bucket_path}/o",
             query={"uploadType": "multipart", **condition},
             headers={"Content-Type": f"multipart/related; boundary={edge.decode()}"},
             data=parts % (edge, json.dumps({"name": key}).encode(), edge, data, edge),
@@ -165,7 +166,7 @@ class GCSShelf(ObjectShelf):
             query["startOffset"] = after  # and this very one, if it is still there
         while True:
             query["maxResults"] = str(min(1000, limit - len(found) + 1))
-            _, body = await self._send("GET", f"{self._bucket}/o", query=query)
+            _, body = await self._send("GET", f"{self._bucket_path}/o", query=query)
             page = json.loads(body)
             found += [item["name"] for item in page.get("items", ()) if item["name"] != after]
             token = page.get("nextPageToken", "")

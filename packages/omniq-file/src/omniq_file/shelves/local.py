@@ -6,68 +6,35 @@ operation that every POSIX file system has, and that leaves no moment in which a
 folder is synced. With ``fsync=False`` both syncs are left out: nothing is lost when processes are killed, but a power cut may
 take what was acknowledged in the last half minute, or leave a file that is empty, and so a log that cannot be read.
 
-**Inside, and nowhere else.** Below the opened folder every step is taken from the descriptor of the folder before it, and
-none follows a symbolic link. So nobody who can write into the folder can make us write, read or delete elsewhere.
-
-**Manners.** Before creating, a process waits for its turn at a ``flock`` on the file ``turn``: that spares lost races. It
-waits for some milliseconds at most, as the holder may be frozen, and nothing depends on it.
-
-**Waking up.** After creating, the file ``turn`` is touched, and inotify tells the others. Where there is no inotify, they
-look every 50 ms.
+Every step into a folder is taken by :mod:`omniq_file.shelves.folders`, and follows no symbolic link. Turns, and the news that
+something was created, go through one file (:mod:`omniq_file.shelves.turn`); where the system tells no news, others look every
+50 ms.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import errno
 import os
-import random
 import secrets
 import stat
-import struct
 import sys
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-if sys.platform != "win32":
-    import fcntl
-
 from omniq_core import Durability, ErrorCode, Finding, Loss, OptionError, Severity
+from omniq_file.shelves.folders import Folders
+from omniq_file.shelves.mounts import IN_MEMORY, NETWORKS, file_system_of
 from omniq_file.shelves.shelf import Shelf, ShelfFacts
+from omniq_file.shelves.turn import Turn
 
 __all__ = ["LocalShelf"]
 
 IS_POSIX = sys.platform != "win32" and os.link in os.supports_dir_fd
-FOLDERS_KEPT = 16
-"""Descriptors of folders that are kept open."""
-TURN_S = 0.02
-"""How long a turn is waited for, in seconds."""
 POLL_S = 0.05
 OLD_TMP_S = 3600.0
 """A file in ``tmp`` that is older was left by a process that is gone."""
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
-_EVENT = struct.Struct("iIII")
-_IN_ATTRIB = 0x4
-_IN_MEMORY = frozenset({"tmpfs", "ramfs"})
-_NETWORKS = frozenset(
-    {
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "9p",
-        "afs",
-        "ceph",
-        "glusterfs",
-        "fuse.sshfs",
-        "lustre",
-        "ncpfs",
-    }
-)
 
 CODES = {
     errno.ENOSPC: ErrorCode.EXHAUSTED,
@@ -103,16 +70,9 @@ class LocalShelf(Shelf):
         self._fsync = fsync
         self._allow_network_fs = allow_network_fs
         self._system = ""
-        self._root = -1
-        self._turn = -1
-        self._has_turn = False
-        self._folders: OrderedDict[str, int] = OrderedDict()
-        self._synced: set[str] = set()
-        """Folders whose neighbours were synced before the first file of ours came into them."""
+        self._folders = Folders()
+        self._turn = Turn()
         self._tmpfile = hasattr(os, "O_TMPFILE")
-        self._inotify = -1
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._notice: Callable[[], None] | None = None
         self.facts = ShelfFacts(
             product="local disk", multi_process=True, multi_host=False, durable=fsync, wake_up=False,
             poll_interval_s=POLL_S, quick=True,
@@ -124,48 +84,26 @@ class LocalShelf(Shelf):
         if not IS_POSIX:
             raise OptionError("file: local folders need a POSIX system; use sqlite:/// here")
         try:
-            self._open_root(create)
-            system = self._system = _file_system(self._path)
-            if system in _NETWORKS and not self._allow_network_fs:
+            self._folders.open(self._path, create=create, fsync=self._fsync)
+            system = self._system = file_system_of(self._path)
+            if system in NETWORKS and not self._allow_network_fs:
                 raise OptionError(
                     f"file: {self._path} is on a network file system ({system}), which may show one process an old view of "
                     "what another has written; use a local disk or an object store, or set allow_network_fs=True if only "
                     "this machine opens it"
                 )
-            self._turn = os.open(
-                "turn",
-                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK,
-                0o666,
-                dir_fd=self._root,
-            )
-            if not stat.S_ISREG(os.fstat(self._turn).st_mode):
-                raise OSError(errno.ENOTDIR, "is no regular file", f"{self._path}/turn")
+            self._turn.open(self._folders.root, self._path)
             _open.add(self)
             await self._prove()
             self._sweep()
-            self._start_watching()
+            self._turn.listen()
             self.facts = ShelfFacts(
                 product=f"local disk ({system})", multi_process=True, multi_host=False, durable=self._fsync,
-                wake_up=self._inotify >= 0, poll_interval_s=POLL_S, quick=True,
+                wake_up=self._turn.is_heard, poll_interval_s=POLL_S, quick=True,
             )  # fmt: skip
         except BaseException:
             await self.close()
             raise
-
-    def _open_root(self, create: bool) -> None:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        if create:
-            parent = os.path.dirname(self._path)
-            os.makedirs(parent, exist_ok=True)
-            try:
-                # Nobody else's, until the operator says so: what is in it is protected by this folder.
-                os.mkdir(self._path, 0o700)
-            except FileExistsError:
-                pass
-            else:
-                if self._fsync:
-                    _sync_folder(parent)
-        self._root = os.open(self._path, flags | os.O_NOFOLLOW)
 
     async def _prove(self) -> None:
         """That ``link`` is there and exclusive: some file systems have no hard links."""
@@ -188,7 +126,7 @@ class LocalShelf(Shelf):
     def _sweep(self) -> None:
         """Deletes what killed processes left."""
         for folder in ("tmp", "probe"):
-            fd = self._folder(folder, make=False)
+            fd = self._folders.at(folder)
             if fd is None:
                 continue
             for leaf in os.listdir(fd):
@@ -199,78 +137,9 @@ class LocalShelf(Shelf):
                     continue
 
     async def close(self) -> None:
-        self._notice = None
         _open.discard(self)
-        if self._inotify >= 0 and self._loop is not None:
-            self._loop.remove_reader(self._inotify)
-        self._close_descriptors()
-
-    def _close_descriptors(self) -> None:
-        for fd in (*self._folders.values(), self._inotify, self._turn, self._root):
-            if fd >= 0:
-                os.close(fd)
-        self._folders.clear()
-        self._inotify = self._turn = self._root = -1
-
-    # --- folders -----------------------------------------------------------------------------------------------
-
-    def _folder(self, name: str, *, make: bool) -> int | None:
-        """The descriptor of a folder below the root; None: there is none."""
-        if not name:
-            return self._root
-        fd = self._folders.get(name)
-        if fd is not None:
-            self._folders.move_to_end(name)
-            return fd
-        parent_name, _, leaf = name.rpartition("/")
-        parent = self._folder(parent_name, make=make)
-        if parent is None:
-            return None
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            fd = os.open(leaf, flags, dir_fd=parent)
-        except FileNotFoundError:
-            if not make:
-                return None
-            try:
-                os.mkdir(leaf, 0o777, dir_fd=parent)
-            except FileExistsError:
-                pass
-            fd = os.open(leaf, flags, dir_fd=parent)
-        self._folders[name] = fd
-        if len(self._folders) > FOLDERS_KEPT:
-            os.close(self._folders.popitem(last=False)[1])
-        return fd
-
-    def _forget_folder(self, name: str) -> None:
-        fd = self._folders.pop(name, None)
-        if fd is not None:
-            os.close(fd)
-        self._synced.discard(name)
-
-    def _sync_way(self, name: str) -> None:
-        """Before the first file of ours in a folder: makes the folder itself durable, and its elder neighbour.
-
-        A commit must not be more durable than the one before it; the writer of the last one of the elder folder may have
-        been killed before it synced that.
-        """
-        if not name or name in self._synced:
-            return
-        parent_name, _, leaf = name.rpartition("/")
-        parent = self._folder(parent_name, make=True)
-        assert parent is not None
-        os.fsync(parent)
-        if parent_name:
-            self._sync_way(parent_name)
-            with os.scandir(parent) as scan:
-                elders = [e.name for e in scan if e.name < leaf and e.is_dir(follow_symlinks=False)]
-            elder = max(elders, default=None)
-            fd = None if elder is None else self._folder(f"{parent_name}/{elder}", make=False)
-            if fd is not None:
-                os.fsync(fd)
-        if len(self._synced) > 1000:
-            self._synced.clear()
-        self._synced.add(name)
+        self._turn.close()
+        self._folders.close()
 
     # --- files -------------------------------------------------------------------------------------------------
 
@@ -278,20 +147,16 @@ class LocalShelf(Shelf):
         try:
             return self._create(name, data)
         except (FileNotFoundError, PermissionError):
-            folder_name = name.rpartition("/")[0]
-            folder = self._folders.get(folder_name)
-            if folder is None or os.fstat(folder).st_nlink:
+            # Perhaps the folder was empty, and somebody tidied it away after we had opened it.
+            if not self._folders.forget_if_gone(name.rpartition("/")[0]):
                 raise
-            # The folder was empty and somebody tidied it away, after we had opened it.
-            self._forget_folder(folder_name)
             return self._create(name, data)
 
     def _create(self, name: str, data: bytes) -> bool:
         folder_name, _, leaf = name.rpartition("/")
-        folder = self._folder(folder_name, make=True)
-        assert folder is not None
+        folder = self._folders.make(folder_name)
         if self._fsync:
-            self._sync_way(folder_name)
+            self._folders.sync_way(folder_name)
         try:
             if self._tmpfile:
                 made = self._create_unnamed(folder, leaf, data)
@@ -334,8 +199,7 @@ class LocalShelf(Shelf):
         return True
 
     def _create_named(self, folder: int, leaf: str, data: bytes) -> bool:
-        tmp = self._folder("tmp", make=True)
-        assert tmp is not None
+        tmp = self._folders.make("tmp")
         own = f"{os.getpid()}-{secrets.token_hex(8)}"
         fd = os.open(
             own, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666, dir_fd=tmp
@@ -354,14 +218,13 @@ class LocalShelf(Shelf):
 
     async def read(self, name: str, /, *, start: int = 0, length: int | None = None) -> bytes | None:
         folder_name, _, leaf = name.rpartition("/")
-        folder = self._folder(folder_name, make=False)
+        folder = self._folders.at(folder_name)
         if folder is None:
             return None
         try:
             fd = os.open(leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
         except FileNotFoundError:
-            if os.fstat(folder).st_nlink == 0:  # tidied away after we had opened it, and perhaps made anew
-                self._forget_folder(folder_name)
+            self._folders.forget_if_gone(folder_name)  # perhaps it was made anew
             return None
         try:
             status = os.fstat(fd)
@@ -384,7 +247,7 @@ class LocalShelf(Shelf):
         return found
 
     def _walk(self, name: str, after: str, limit: int, found: _Names) -> None:
-        fd = self._folder(name, make=False)
+        fd = self._folders.at(name)
         if fd is None:
             return
         entries = []
@@ -411,7 +274,7 @@ class LocalShelf(Shelf):
             folder_name, _, leaf = name.rpartition("/")
             folders.setdefault(folder_name, []).append(leaf)
         for folder_name, leaves in folders.items():
-            folder = self._folder(folder_name, make=False)
+            folder = self._folders.at(folder_name)
             if folder is None:
                 continue
             for leaf in leaves:
@@ -420,68 +283,21 @@ class LocalShelf(Shelf):
                 except FileNotFoundError:
                     continue
             if folder_name.count("/") >= 2:
-                self._remove_if_empty(folder_name)
-
-    def _remove_if_empty(self, folder_name: str) -> None:
-        parent_name, _, leaf = folder_name.rpartition("/")
-        parent = self._folder(parent_name, make=False)
-        if parent is not None:
-            try:
-                os.rmdir(leaf, dir_fd=parent)
-            except OSError:  # something is in it
-                return
-            self._forget_folder(folder_name)
+                self._folders.remove_if_empty(folder_name)
 
     # --- turns and news ----------------------------------------------------------------------------------------
 
     async def take_turn(self) -> None:
-        if self._has_turn:
-            return
-        end = time.monotonic() + TURN_S
-        while True:
-            try:
-                fcntl.flock(self._turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    return
-                await asyncio.sleep(random.uniform(0.0002, 0.001))
-            else:
-                self._has_turn = True
-                return
+        await self._turn.take()
 
     def end_turn(self) -> None:
-        if self._has_turn:
-            self._has_turn = False
-            fcntl.flock(self._turn, fcntl.LOCK_UN)
+        self._turn.end()
 
     def ring(self) -> None:
-        os.utime(self._turn)
-
-    def _start_watching(self) -> None:
-        """Of the file itself, whatever its name leads to later."""
-        if not sys.platform.startswith("linux"):
-            return
-        library = ctypes.CDLL(None, use_errno=True)
-        fd = library.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if fd < 0:  # no more of them allowed: we look now and then instead
-            return
-        if library.inotify_add_watch(fd, f"/proc/self/fd/{self._turn}".encode(), _IN_ATTRIB) < 0:
-            os.close(fd)
-            return
-        self._inotify = fd
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(fd, self._hear)
+        self._turn.ring()
 
     def watch(self, notice: Callable[[], None], /) -> None:
-        self._notice = notice
-
-    def _hear(self) -> None:
-        try:
-            os.read(self._inotify, 16_384)
-        except (BlockingIOError, InterruptedError):
-            return
-        if self._notice is not None:
-            self._notice()
+        self._turn.watch(notice)
 
     # --- telling -----------------------------------------------------------------------------------------------
 
@@ -493,7 +309,7 @@ class LocalShelf(Shelf):
         return ErrorCode.EXHAUSTED if isinstance(error, MemoryError) else ErrorCode.UNKNOWN
 
     def durability(self) -> Durability:
-        is_safe = self._fsync and self._system not in _IN_MEMORY
+        is_safe = self._fsync and self._system not in IN_MEMORY
         return Durability(server_killed=Loss.NONE, power_cut=Loss.NONE if is_safe else Loss.ALL)
 
     def findings(self) -> Sequence[Finding]:
@@ -506,14 +322,14 @@ class LocalShelf(Shelf):
                     "leave fsync on wherever tasks matter",
                 )
             )
-        if self._system in _IN_MEMORY:
+        if self._system in IN_MEMORY:
             found.append(
                 Finding(
                     Severity.WARNING,
                     f"the folder is on {self._system}, in memory: a restart of the machine loses it",
                 )
             )
-        if self._inotify < 0:
+        if not self._turn.is_heard:
             found.append(
                 Finding(
                     Severity.WARNING,
@@ -523,9 +339,10 @@ class LocalShelf(Shelf):
             )
         return found
 
-    def _after_fork(self) -> None:
-        # The child shares the open file of its parent, and with it the lock: it would keep the turn of a dead parent.
-        self._close_descriptors()
+    def drop(self) -> None:
+        """Closes the descriptors alone, in a child that was forked."""
+        self._turn.drop()
+        self._folders.close()
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -534,33 +351,9 @@ def _write(fd: int, data: bytes) -> None:
         written += os.write(fd, memoryview(data)[written:])
 
 
-def _sync_folder(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _file_system(path: str) -> str:
-    """The type of the file system of a folder; empty if the system does not say."""
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-            lines = [line.split() for line in mounts]
-    except OSError:
-        return ""
-    path = os.path.realpath(path)
-    best, kind = -1, ""
-    for fields in lines:
-        point = fields[4].encode("utf-8", "surrogateescape").decode("unicode_escape", "replace")
-        if (path == point or path.startswith(point.rstrip("/") + "/")) and len(point) >= best:
-            best, kind = len(point), fields[fields.index("-") + 1]
-    return kind
-
-
 def _close_inherited() -> None:
     for shelf in list(_open):
-        shelf._after_fork()
+        shelf.drop()
 
 
 if hasattr(os, "register_at_fork"):

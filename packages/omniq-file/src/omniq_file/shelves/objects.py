@@ -37,9 +37,10 @@ from omniq_core import (
     Severity,
     Unreachable,
 )
-from omniq_file.shelves.access import Access
+from omniq_file.shelves.bucket import Bucket
 from omniq_file.shelves.shelf import Shelf, ShelfFacts
 from omniq_file.shelves.store_errors import NoAnswer, StoreError, classify
+from omniq_file.shelves.store_options import StoreOptions
 
 __all__ = ["ObjectShelf"]
 
@@ -69,9 +70,10 @@ class ObjectShelf(Shelf):
     """How the names of the cloud's own hosts end."""
     delete_batch: ClassVar[int] = 100
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
-        self._prefix = f"{access.prefix}/" if access.prefix else ""
+    def __init__(self, bucket: Bucket, options: StoreOptions) -> None:
+        self._bucket = bucket
+        self._options = options
+        self._prefix = bucket.prefix
         self._open = False
         self._exclusive = True
         self._date = ""
@@ -84,9 +86,10 @@ class ObjectShelf(Shelf):
             multi_host=self._exclusive,
             durable=self._is_durable,
             wake_up=False,
-            poll_interval_s=self._access.poll_interval_s,
+            poll_interval_s=self._options.poll_interval_s,
             delete_batch=self.delete_batch,
-            parallel_reads=min(16, self._access.connections),
+            parallel_reads=min(16, self._options.connections),
+            timeout_s=self._options.timeout_s,
             quick=False,
         )
 
@@ -161,28 +164,28 @@ class ObjectShelf(Shelf):
     async def open(self, *, create: bool) -> None:
         await self._load()
         # A name that leads nowhere, a silent server: whatever it is, it ends in time.
-        limit = asyncio.timeout(self._access.timeout_s)
+        limit = asyncio.timeout(self._options.timeout_s)
         try:
             async with limit:
                 await self._ask("connecting", self._connect())
                 self._open = True
-                if create and self._access.create_bucket:
+                if create and self._options.create_bucket:
                     await self._ask("making the bucket", self._make_bucket())
                 await self._prove()
         except BaseException as error:
             await self.close()
             if isinstance(error, TimeoutError) and limit.expired():
                 raise Unreachable(
-                    f"{self.product} at {self._where()} did not answer within timeout_s={self._access.timeout_s:g} seconds",
+                    f"{self.product} at {self._where()} did not answer within timeout_s={self._options.timeout_s:g} seconds",
                     ErrorCode.UNAVAILABLE,
                     "file",
                 ) from error
             if isinstance(error, StoreError) and self._is_missing_bucket(error):
                 raise BackendError(
-                    f"there is no bucket {self._access.bucket!r} at {self.product} ({self._where()}): make it, correct the "
+                    f"there is no bucket {self._bucket.name!r} at {self.product} ({self._where()}): make it, correct the "
                     "name, or open it with create_bucket=True",
                     # With it, opening would succeed: what it lacks is only to be told so.
-                    ErrorCode.UNAVAILABLE if self._access.create_bucket else ErrorCode.INVALID,
+                    ErrorCode.UNAVAILABLE if self._options.create_bucket else ErrorCode.INVALID,
                     "file",
                 ) from error
             raise
@@ -203,7 +206,7 @@ class ObjectShelf(Shelf):
             ) from error
 
     async def _prove(self) -> None:
-        place = self._where(), self._access.bucket
+        place = self._where(), self._bucket.name
         if place in _proven:
             return
         probe = f"{self._prefix}{PROBES}/{secrets.token_hex(16)}"
@@ -214,18 +217,18 @@ class ObjectShelf(Shelf):
         await self._ask("proving", self._delete([probe]))
         if found[:1] != [probe] or any(key <= probe for key in after):
             raise BackendError(
-                f"{self.product} at {self._where()} does not list the objects of bucket {self._access.bucket!r} in the order "
+                f"{self.product} at {self._where()} does not list the objects of bucket {self._bucket.name!r} in the order "
                 "of their names, or not from where it was told to begin: it cannot hold a queue",
                 ErrorCode.UNSUPPORTED,
                 "file",
             )
         if not second:
             _proven.add(place)
-        elif self._access.single_process:
+        elif self._options.single_process:
             self._exclusive = False
         else:
             raise BackendError(
-                f"{self.product} at {self._where()} let an object in bucket {self._access.bucket!r} be created twice: it "
+                f"{self.product} at {self._where()} let an object in bucket {self._bucket.name!r} be created twice: it "
                 "does not enforce conditional writes, and two workers on it would run the same tasks. Use a store that does; "
                 "or, if one single process will ever use it, say single_process=True",
                 ErrorCode.UNSUPPORTED,
@@ -246,7 +249,7 @@ class ObjectShelf(Shelf):
 
     async def _create_alone(self, key: str, data: bytes) -> bool:
         """Exclusive in this process alone: nobody else is there."""
-        place = self._where(), self._access.bucket, key
+        place = self._where(), self._bucket.name, key
         mine: concurrent.futures.Future[None] = concurrent.futures.Future()
         while True:
             with _creating_lock:
@@ -292,7 +295,7 @@ class ObjectShelf(Shelf):
 
     @property
     def _is_durable(self) -> bool:
-        return self._is_the_cloud or self._access.endpoint_is_durable
+        return self._is_the_cloud or self._options.endpoint_is_durable
 
     def durability(self) -> Durability:
         loss = Loss.NONE if self._is_durable else Loss.UNKNOWN
@@ -329,7 +332,7 @@ class ObjectShelf(Shelf):
 
     async def _ask(self, what: str, request: Awaitable[T]) -> T:
         """Waits for a request, and not too long."""
-        limit = asyncio.timeout(self._access.timeout_s)
+        limit = asyncio.timeout(self._options.timeout_s)
         try:
             async with limit:
                 return await request
@@ -338,7 +341,7 @@ class ObjectShelf(Shelf):
                 raise Closed("file") from error
             if isinstance(error, TimeoutError) and limit.expired():
                 raise NoAnswer(
-                    f"{what}: {self.product} at {self._where()} did not answer within {self._access.timeout_s:g} seconds"
+                    f"{what}: {self.product} at {self._where()} did not answer within {self._options.timeout_s:g} seconds"
                 ) from error
             translated = self._translate(error, f"{what}: {self.product} at {self._where()}")
             if translated is None:

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from omniq_core import BackendError, ErrorCode
-from omniq_file.shelves.access import Access
+from omniq_file.shelves.bucket import Bucket
 from omniq_file.shelves.objects import ObjectShelf
 from omniq_file.shelves.store_errors import CannotConnect, ConnectionLost, Refused, StoreError
+from omniq_file.shelves.store_options import StoreOptions
 
 __all__ = ["S3Shelf"]
 
@@ -35,12 +36,12 @@ class S3Shelf(ObjectShelf):
     clouds = (".amazonaws.com", ".amazonaws.com.cn")
     delete_batch = 1000
 
-    def __init__(self, access: Access) -> None:
-        super().__init__(access)
+    def __init__(self, bucket: Bucket, options: StoreOptions) -> None:
+        super().__init__(bucket, options)
         self._client: Any = None
 
     def _where(self) -> str:
-        return self._access.endpoint_url or "https://s3.amazonaws.com"
+        return self._options.endpoint_url or "https://s3.amazonaws.com"
 
     def _prepare(self) -> None:
         for kind in ("service-2", "endpoint-rule-set-1"):
@@ -53,30 +54,30 @@ class S3Shelf(ObjectShelf):
         from aiobotocore.session import AioSession  # type: ignore[import-untyped]
         from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
 
-        access = self._access
-        if access.bucket.endswith("--x-s3"):
+        options = self._options
+        if self._bucket.name.endswith("--x-s3"):
             raise BackendError(
-                f"{access.bucket!r} is a directory bucket (S3 Express): those list objects in no order; use a general "
+                f"{self._bucket.name!r} is a directory bucket (S3 Express): those list objects in no order; use a general "
                 "purpose bucket",
                 ErrorCode.UNSUPPORTED,
                 "file",
             )
-        session = AioSession(profile=access.profile or None)
+        session = AioSession(profile=options.profile or None)
         session.register_component("data_loader", _descriptions())
         files = s3fs.S3FileSystem(
             asynchronous=True,  # on this event loop, not on fsspec's thread
             skip_instance_cache=True,  # another loop's instance is of no use to us
             use_listings_cache=False,
-            endpoint_url=access.endpoint_url or None,
-            key=access.key.reveal() if access.key else None,
-            secret=access.secret.reveal() if access.secret else None,
-            token=access.token.reveal() if access.token else None,
-            anon=access.anon,
-            client_kwargs={"region_name": access.region} if access.region else {},
+            endpoint_url=options.endpoint_url or None,
+            key=options.key.reveal() if options.key else None,
+            secret=options.secret.reveal() if options.secret else None,
+            token=options.token.reveal() if options.token else None,
+            anon=options.anon,
+            client_kwargs={"region_name": options.region} if options.region else {},
             config_kwargs={
-                "connect_timeout": access.connect_timeout_s,
-                "read_timeout": access.timeout_s,
-                "max_pool_connections": access.connections,
+                "connect_timeout": options.connect_timeout_s,
+                "read_timeout": options.timeout_s,
+                "max_pool_connections": options.connections,
                 "retries": {"total_max_attempts": 1},
                 # Every file of ours has a checksum of its own, and some servers know none of these.
                 "request_checksum_calculation": "when_required",
@@ -98,7 +99,7 @@ class S3Shelf(ObjectShelf):
         where = {} if region in (None, "us-east-1", "aws-global") else {"LocationConstraint": region}
         more = {"CreateBucketConfiguration": where} if where else {}
         try:
-            await self._client.create_bucket(Bucket=self._access.bucket, **more)
+            await self._client.create_bucket(Bucket=self._bucket.name, **more)
         except self._client.exceptions.ClientError as error:
             if _code(error) not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
                 raise
@@ -106,7 +107,7 @@ class S3Shelf(ObjectShelf):
     async def _create(self, key: str, data: bytes) -> bool:
         for attempt in range(CONFLICTS):
             try:
-                await self._client.put_object(Bucket=self._access.bucket, Key=key, Body=data, IfNoneMatch="*")
+                await self._client.put_object(Bucket=self._bucket.name, Key=key, Body=data, IfNoneMatch="*")
                 return True
             except self._client.exceptions.ClientError as error:
                 status, code = _status(error), _code(error)
@@ -120,14 +121,14 @@ class S3Shelf(ObjectShelf):
         raise AssertionError("unreachable")
 
     async def _overwrite(self, key: str, data: bytes) -> None:
-        await self._client.put_object(Bucket=self._access.bucket, Key=key, Body=data)
+        await self._client.put_object(Bucket=self._bucket.name, Key=key, Body=data)
 
     async def _read(self, key: str, start: int, length: int | None) -> bytes | None:
         span = {}
         if start or length is not None:
             span = {"Range": f"bytes={start}-{'' if length is None else start + length - 1}"}
         try:
-            answer = await self._client.get_object(Bucket=self._access.bucket, Key=key, **span)
+            answer = await self._client.get_object(Bucket=self._bucket.name, Key=key, **span)
             async with answer["Body"] as body:
                 data: bytes = await body.read()
                 return data
@@ -143,7 +144,7 @@ class S3Shelf(ObjectShelf):
         more: dict[str, Any] = {"StartAfter": after} if after else {}
         while True:
             page = await self._client.list_objects_v2(
-                Bucket=self._access.bucket, Prefix=prefix, MaxKeys=min(1000, limit - len(found)), **more
+                Bucket=self._bucket.name, Prefix=prefix, MaxKeys=min(1000, limit - len(found)), **more
             )
             self._date = page["ResponseMetadata"]["HTTPHeaders"].get("date", "")
             found += [item["Key"] for item in page.get("Contents", ())]
@@ -152,11 +153,11 @@ class S3Shelf(ObjectShelf):
             more = {"ContinuationToken": page["NextContinuationToken"]}
 
     async def _delete_one(self, key: str) -> None:
-        await self._client.delete_object(Bucket=self._access.bucket, Key=key)
+        await self._client.delete_object(Bucket=self._bucket.name, Key=key)
 
     async def _delete(self, keys: Sequence[str]) -> None:
         answer = await self._client.delete_objects(
-            Bucket=self._access.bucket,
+            Bucket=self._bucket.name,
             Delete={"Objects": [{"Key": key} for key in keys], "Quiet": True},
         )
         for error in answer.get("Errors", ()):  # answered with 200 all the same

@@ -53,6 +53,9 @@ class ShelfFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Most names that one request can delete: the log passes about so many to :meth:`Shelf.delete` at once."""
     parallel_reads: int = 1
     """How many reads under way at once are faster than one after the other (1 on a disk, more over a network)."""
+    timeout_s: float | None = None
+    """How long a call on the log may wait for this storage in all, in seconds: over a network it may never answer. None: as
+    long as it takes, since nobody can give up a disk."""
     quick: bool = False
     """A small request takes well under a millisecond, so there is nothing to win by sparing one."""
 
