@@ -117,9 +117,8 @@ def test_calls_that_come_while_the_thread_is_busy_share_the_next_transaction(
             await asyncio.gather(first, *rest)
             turn.close()
             assert writer(backend).transactions - before <= 3
-            assert {task.state for task in await queue.get([r.id for r in records]) if task} == {
-                TaskState.SUCCEEDED
-            }
+            found = await queue.get([record.id for record in records])
+            assert {task and task.state for task in found} == {TaskState.SUCCEEDED}
 
     asyncio.run(main())
 

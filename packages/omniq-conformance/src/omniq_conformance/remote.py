@@ -65,7 +65,7 @@ class Remote:
             except (TimeoutError, ProcessLookupError):
                 await self.kill()
         # Left to the garbage collector, the transport would close its pipes after its loop, and complain.
-        getattr(self._process, "_transport").close()  # noqa: B009
+        getattr(self._process, "_transport").close()  # noqa: B009 - it has none to a type checker
 
     # --- talking ------------------------------------------------------------------------------------------------
 

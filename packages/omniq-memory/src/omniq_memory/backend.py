@@ -300,6 +300,7 @@ class MemoryEventStore(EventStore):
             cursor = page.cursor
             if not page.items:
                 bell = store.bell
+                # The lambda is used in this turn of the loop alone.
                 await _wait(self._backend, bell, [EVENTS], 1.0, lambda: bell.rings([EVENTS]) != rings)  # noqa: B023
 
     async def truncate(self, *, before: float, limit: int = 1000) -> int:

@@ -317,7 +317,7 @@ def failure_of(error: BaseException, *, skip_frames: int = 0) -> Failure:
         message = f"(its message cannot be shown: {type(broken).__name__})"
     try:
         args = msgspec.Raw(_encoder.encode(error.args))
-    except Exception:
+    except Exception:  # args that cannot be sent, whatever their own code raises: the text has to do
         args = NIL
     if len(args) > MAX_ERROR_TEXT:
         args = NIL

@@ -109,7 +109,7 @@ def _close_those_on_the_portal() -> None:
         for component in list(_on_portal):
             try:
                 await component.close()
-            except Exception:
+            except Exception:  # the others are to be closed all the same
                 log.warning("could not close %r", component, exc_info=True)
         await close_all()  # what was left open by components that are gone
 

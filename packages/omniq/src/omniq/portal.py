@@ -245,7 +245,7 @@ def _clean_up() -> None:
             break
         try:
             last()
-        except Exception:
+        except Exception:  # what is left is to be cleaned up all the same
             log.exception("could not clean up at the end of the process")
     with _lock:
         ending = _portal

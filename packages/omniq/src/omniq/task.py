@@ -98,7 +98,7 @@ class TaskDefinition(Generic[P, R]):
         self.name = check_name("task name", name or name_of(func))
         self.options = options
         self.is_async = inspect.iscoroutinefunction(func) or (
-            inspect.iscoroutinefunction(getattr(func, "__call__", None)) and not inspect.isclass(func)  # noqa: B004
+            inspect.iscoroutinefunction(getattr(func, "__call__", None)) and not inspect.isclass(func)  # noqa: B004 - not whether, but how
         )
         self.signature = _signature(func)
         self._positional = _positional_counts(self.signature)
@@ -278,7 +278,7 @@ def _is_convertible(annotation: Any) -> bool:
         return True
     try:
         msgspec.json.schema(annotation)  # asks msgspec whether it knows the type, without a value
-    except Exception:
+    except Exception:  # it does not, or what the type's own code says to that fails
         return False
     return True
 

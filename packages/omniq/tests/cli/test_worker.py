@@ -129,8 +129,8 @@ def test_every_worker_type_runs_imported_tasks(folder: Path, oq: OmniQ, kind: st
     worker = Process(folder, "shop:oq", "--burst", "--type", kind, "-c", "2")
     assert worker.end() == 0, worker.lines
     results = [oq.get_result(task_id, timeout=0) for task_id in ids]
+    assert None not in results
     pids = {result.result for result in results if result is not None}
-    assert len(results) == 5
     assert (pids == {worker.process.pid}) is (kind != "process_pool")
     assert None not in pids
 

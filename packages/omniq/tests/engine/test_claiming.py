@@ -13,16 +13,20 @@ from omniq_core import TaskRecord, TaskState
 
 
 async def test_slow_tasks_are_not_hoarded(lab: Any) -> None:
-    go = asyncio.Event()
+    go, started = asyncio.Event(), asyncio.Semaphore(0)
 
     async def slow() -> None:
+        started.release()
         await go.wait()
 
     for _ in range(50):
         await lab.enqueue(slow)
     engine = lab.engine(max_workers=4)
     async with lab.running(engine):
-        await asyncio.sleep(0.3)
+        for _ in range(4):
+            await started.acquire()
+        for _ in range(100):  # turns enough for many a claim
+            await asyncio.sleep(0)
         (stats,) = await lab.backend.queue().stats(["default"])
         assert (stats.running, stats.ready) == (4, 46)
         go.set()
@@ -86,11 +90,13 @@ async def test_no_more_than_the_stores_largest_batch_is_asked_for(lab: Any, faul
     assert max(asked) == 7
 
 
-async def test_a_waiting_worker_takes_a_new_task_at_once(lab: Any) -> None:
+async def test_a_waiting_worker_takes_a_new_task_at_once(lab: Any, faulty: Any) -> None:
+    lab.backend = lab.results = faulty()
+
     async def func() -> None: ...
 
     async with lab.running(lab.engine(poll_s=30)):
-        await asyncio.sleep(0.05)
+        await lab.eventually(lambda: lab.backend.faults.count("wait"))
         begun = time.monotonic()
         await lab.until(await lab.enqueue(func))
         assert time.monotonic() - begun < 1
@@ -121,12 +127,14 @@ async def test_without_a_list_all_queues_are_worked_on_default_first(lab: Any) -
     assert order == ["default", "a", "b"]
 
 
-async def test_a_new_queue_is_found_and_found_at_once_if_the_worker_is_told(lab: Any) -> None:
+async def test_a_new_queue_is_found_and_found_at_once_if_the_worker_is_told(lab: Any, faulty: Any) -> None:
+    lab.backend = lab.results = faulty()
+
     async def func() -> None: ...
 
     await lab.backend.open()
     async with lab.running(lab.engine(poll_s=30)) as engine:
-        await asyncio.sleep(0.05)
+        await lab.eventually(lambda: lab.backend.faults.count("wait"))
         engine.learn_queue("new")
         begun = time.monotonic()
         await lab.until(await lab.enqueue(func, queue_name="new"))
@@ -135,14 +143,16 @@ async def test_a_new_queue_is_found_and_found_at_once_if_the_worker_is_told(lab:
         await lab.until(await lab.enqueue(func, queue_name="newer"))
 
 
-async def test_a_burst_ends_when_nothing_is_due_and_nothing_runs(lab: Any) -> None:
+async def test_a_burst_ends_when_nothing_is_due_and_nothing_runs(lab: Any, faulty: Any) -> None:
+    lab.backend = lab.results = faulty()
+
     async def child(x: int) -> int:
         return x
 
     definition = lab.define(child)
 
     async def parent() -> None:
-        await asyncio.sleep(0.05)
+        await lab.eventually(lambda: lab.backend.faults.count("wait"))
         await lab.backend.queue().enqueue([definition.record("child", (1,), {})])
 
     await lab.enqueue(parent)
@@ -160,13 +170,15 @@ async def test_a_burst_on_an_empty_queue_ends_at_once(lab: Any) -> None:
     assert time.monotonic() - begun < 1
 
 
-async def test_a_paused_queue_gives_nothing_until_it_is_resumed(lab: Any) -> None:
+async def test_a_paused_queue_gives_nothing_until_it_is_resumed(lab: Any, faulty: Any) -> None:
+    lab.backend = lab.results = faulty()
+
     async def func() -> None: ...
 
     task_id = await lab.enqueue(func)
     await lab.backend.queue().pause(["default"])
     async with lab.running(lab.engine(poll_s=30)):
-        await asyncio.sleep(0.1)
+        await lab.eventually(lambda: lab.backend.faults.count("wait"))
         assert (await lab.task(task_id)).state is TaskState.PENDING
         await lab.backend.queue().resume(["default"])
         await lab.until(task_id)

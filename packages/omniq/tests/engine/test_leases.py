@@ -154,7 +154,7 @@ async def test_a_run_past_its_time_out_in_a_blocked_loop_is_not_extended_for_eve
     lab.backend.faults.before["extend"] = lambda leases: extended.append(time.monotonic())
 
     async def func() -> None:
-        time.sleep(1.5)  # noqa: ASYNC251
+        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
 
     await lab.enqueue(func, timeout_s=0.1)
     begun = time.monotonic()

@@ -495,6 +495,7 @@ async def test_hooks_see_claims_and_ends_and_one_that_fails_harms_nothing(lab: A
     from omniq_core.hooks import hookimpl
 
     seen: list[Any] = []
+    durations_s: list[float] = []
 
     class Plugin:
         @hookimpl
@@ -504,7 +505,8 @@ async def test_hooks_see_claims_and_ends_and_one_that_fails_harms_nothing(lab: A
         @hookimpl
         def omniq_task_finished(self, claim: Any, verb: Any, error: Any, duration_s: float) -> None:
             seen.append((claim.name, str(verb), type(error).__name__))
-            assert duration_s >= 0
+            # Looked at below: an assertion here would be swallowed like any failure of a plugin.
+            durations_s.append(duration_s)
 
         @hookimpl
         def omniq_worker_started(self, worker: Engine) -> None:
@@ -538,6 +540,8 @@ async def test_hooks_see_claims_and_ends_and_one_that_fails_harms_nothing(lab: A
         ("bad", "dead", "ValueError"),
         ("stopped", 2),
     ]
+    assert len(durations_s) == 2
+    assert min(durations_s) >= 0
 
 
 async def test_events_tell_the_story_of_a_task(lab: Any) -> None:
