@@ -31,12 +31,12 @@ from omniq_postgres.connection import Link
 from omniq_postgres.errors import classify, is_about_items
 from omniq_postgres.events import PostgresEventStore
 from omniq_postgres.health import durability_of, examine, settings
-from omniq_postgres.notify import Bell, Listener, Ringer, channel_of
+from omniq_postgres.notify import Bell, Listener, Ringer
 from omniq_postgres.options import PostgresOptions
 from omniq_postgres.pool import Pool, open_session
 from omniq_postgres.queue import PostgresQueue
 from omniq_postgres.results import PostgresResultStore
-from omniq_postgres.schema import OLDEST_SERVER, migrate, quoted
+from omniq_postgres.schema import OLDEST_SERVER, channel, migrate, quoted
 from omniq_postgres.vacuum import Vacuum
 
 __all__ = ["PostgresBackend"]
@@ -75,6 +75,7 @@ class PostgresBackend(Backend):
             link = await pool.take()
             await self._check_server(link)
             await migrate(link, schema, change=self.options.migrate, timeout_s=MIGRATE_TIMEOUT_S)
+            name = await channel(link, schema, timeout_s=self.options.statement_timeout_s)
             pool.give_back(link)
             found = await settings(pool)
         except BaseException:
@@ -83,11 +84,8 @@ class PostgresBackend(Backend):
         self.pool = pool
         self.vacuum = Vacuum(pool)
         self.bell = Bell()
-        channel = channel_of(self.options.schema_name)
-        self.ringer = Ringer(self.bell, pool, channel) if self.options.notify else None
-        self._listener = (
-            None if self.ringer is None else Listener(self.bell, self.options, channel, self.ringer)
-        )
+        self.ringer = Ringer(self.bell, pool, name) if self.options.notify else None
+        self._listener = None if self.ringer is None else Listener(self.bell, self.options, name, self.ringer)
         self.limits = Limits(max_batch=1000, poll_interval_s=self.options.poll_s)
         self._declare(found)
         self._queue = PostgresQueue(self)

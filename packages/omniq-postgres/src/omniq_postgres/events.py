@@ -44,25 +44,36 @@ class PostgresEventStore(EventStore):
         for number, event in enumerate(events):
             first.setdefault(event.id, number)
         numbers = list(first.values())
-        chosen = [events[number] for number in numbers]
-        [(known,)] = await self._pool.run(
-            APPEND,
-            [event.id for event in chosen],
+        repeats = len(numbers) < len(events)
+        chosen = [events[number] for number in numbers] if repeats else events
+        kinds: dict[tuple[str, str, str, str | None], int] = {}
+        kind_of = [
+            kinds.setdefault((event.type, event.queue, event.name, event.worker_id), len(kinds) + 1)
+            for event in chosen
+        ]
+        types, queues, names, workers = zip(*kinds, strict=True)
+        parameters = (
+            list(first),
             [event.task_id for event in chosen],
-            [event.type for event in chosen],
             [float(event.at) for event in chosen],
-            [event.queue for event in chosen],
-            [event.name for event in chosen],
-            [event.worker_id for event in chosen],
             [event.data for event in chosen],
+            None if len(kinds) == 1 else kind_of,
+            types,
+            queues,
+            names,
+            workers,
         )
+        if self._ringer is None:
+            [(known,)] = await self._pool.run(APPEND, *parameters)
+        else:
+            [(known,)] = await self._ringer.run(APPEND, parameters, [ANY_EVENT])
+        if not repeats and not known:
+            return [Outcome.OK] * len(events)
         outcomes = [Outcome.DUPLICATE] * len(events)
         for number in numbers:
             outcomes[number] = Outcome.OK
         for place in known:
             outcomes[numbers[place - 1]] = Outcome.DUPLICATE
-        if self._ringer is not None:
-            self._ringer.events()
         return outcomes
 
     async def read(

@@ -26,8 +26,8 @@ from omniq_postgres.batching import Batcher
 from omniq_postgres.connection import Row
 from omniq_postgres.filters import candidates
 from omniq_postgres.leases import STATES, Place, claims_of, find, snapshot_of
-from omniq_postgres.notify import QUEUE, RESULT, Key, checksum
-from omniq_postgres.settling import EnqueueBatch, SettleBatch, is_plain, parameters_of
+from omniq_postgres.notify import FEW, QUEUE, RESULT, Ended, Key, checksum
+from omniq_postgres.settling import EnqueueBatch, SettleBatch, is_plain, is_plain_success, parameters_of
 from omniq_postgres.statements import (
     CANCEL,
     CLAIM,
@@ -43,6 +43,7 @@ from omniq_postgres.statements import (
     REAP,
     REQUEUE,
     SETTLE,
+    SETTLE_ONE,
     STATS,
     TIDY,
     Statement,
@@ -128,15 +129,29 @@ class PostgresQueue(Queue):
 
     async def _send_settle(self, settlements: Sequence[Settlement]) -> Sequence[Outcome]:
         places = await find(self._pool, [item.lease for item in settlements])
+        goes_alone = len(settlements) == 1 and is_plain_success(settlements[0], places[0])
+        if goes_alone and await self._settle_one(settlements[0], places[0]):
+            return [Outcome.OK]
         batch = SettleBatch(settlements, places, retention_s=self._options.retention_s)
         for numbers, parameters in batch.calls():
             # Whether a settlement is good is known afterwards; to tell of one that was not costs its waiter a look.
-            ended = [settlements[number] for number in numbers]
-            keys = [(RESULT, checksum(item.lease.task_id)) for item in ended if item.result is not None]
-            batch.take(numbers, await self._run(SETTLE, parameters, keys))
+            with_result = [number for number in numbers if settlements[number].result is not None]
+            keys = [(RESULT, checksum(settlements[number].lease.task_id)) for number in with_result]
+            few = with_result if len(with_result) <= FEW else ()
+            ended = [_ended(settlements[number], places[number]) for number in few]
+            batch.take(numbers, await self._run(SETTLE, parameters, keys, ended))
         await self._look_again(batch)
         self._ring(batch.rung)
         return batch.answers()
+
+    async def _settle_one(self, item: Settlement, place: Place) -> bool:
+        values = (place.fence, place.seq, item.result_ttl_s, item.result, self._options.retention_s)
+        if item.result is None:
+            [(is_done,)] = await self._pool.run(SETTLE_ONE, *values)
+        else:
+            keys = [(RESULT, checksum(place.task_id))]
+            [(is_done,)] = await self._run(SETTLE_ONE, values, keys, [_ended(item, place)])
+        return bool(is_done)
 
     async def _look_again(self, batch: SettleBatch) -> None:
         if gone := batch.gone():
@@ -329,15 +344,21 @@ class PostgresQueue(Queue):
             self._ringer.queues_later(batch.rung)
         return outcomes
 
-    async def _run(self, statement: Statement, parameters: Sequence[Any], keys: list[Key]) -> list[Row]:
+    async def _run(
+        self, statement: Statement, parameters: Sequence[Any], keys: list[Key], ended: Sequence[Ended] = ()
+    ) -> list[Row]:
         """Calls a statement, and tells those who wait for these keys."""
         if self._ringer is None:
             return await self._pool.run(statement, *parameters)
-        return await self._ringer.run(statement, parameters, keys)
+        return await self._ringer.run(statement, parameters, keys, ended)
 
     def _ring(self, queues: Iterable[str]) -> None:
         if self._ringer is not None:
             self._ringer.queues(queues)
+
+
+def _ended(item: Settlement, place: Place) -> Ended:
+    return Ended(place.seq, place.fence, len(place.task_id.encode()) + len(item.result or b""))
 
 
 def _one_by_one(

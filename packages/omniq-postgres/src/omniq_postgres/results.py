@@ -75,19 +75,21 @@ class PostgresResultStore(ResultStore):
 
     async def get(self, task_ids: Sequence[str], /) -> Sequence[ResultRecord | None]:
         self._backend.check_open()
-        return await self._get(task_ids)
+        return [record for record, _ in await self._get(task_ids)]
 
-    async def _send_get(self, task_ids: Sequence[str]) -> Sequence[ResultRecord | None]:
+    async def _send_get(self, task_ids: Sequence[str]) -> Sequence[tuple[ResultRecord | None, float]]:
+        """The records, each with the time by the server's clock, not before the call, at which it was looked for."""
         found: dict[str, ResultRecord] = {}
-        for task_id, fence, state, body, final, stored_at, until in await self._pool.run(
-            GET_RESULTS, list(dict.fromkeys(task_ids))
-        ):
-            other = found.get(task_id)
-            if other is None or other.fence < fence:
-                found[task_id] = ResultRecord(
-                    task_id, fence, STATES[state], body, None, final, stored_at, until
-                )
-        return [found.get(task_id) for task_id in task_ids]
+        rows = await self._pool.run(GET_RESULTS, list(dict.fromkeys(task_ids)))
+        for _, task_id, fence, state, body, final, stored_at, until in rows:
+            if task_id is not None:
+                other = found.get(task_id)
+                if other is None or other.fence < fence:
+                    found[task_id] = ResultRecord(
+                        task_id, fence, STATES[state], body, None, final, stored_at, until
+                    )
+        looked_at = rows[0][0]
+        return [(found.get(task_id), looked_at) for task_id in task_ids]
 
     async def delete(self, task_ids: Sequence[str], /) -> int:
         self._backend.check_open()
@@ -104,14 +106,23 @@ class PostgresResultStore(ResultStore):
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
         keys = [(RESULT, checksum(task_id)) for task_id in task_ids]
+        told: dict[str, ResultRecord] = {}
         while True:
             waiter = self._bell.waiter(keys)  # before the look, so that nothing falls between
             try:
-                found = await self.get(task_ids)
+                rest = [task_id for task_id in task_ids if task_id not in told]
+                looked = dict(zip(rest, await self._get(rest), strict=True))
+                found = [told.get(task_id) or looked[task_id][0] for task_id in task_ids]
                 left_s = end - loop.time()
                 if left_s <= 0 or any(record is not None and record.final for record in found):
                     return found
-                await self._bell.sleep(waiter, min(left_s, self._options.poll_s))
+                if await self._bell.sleep(waiter, min(left_s, self._options.poll_s)):
+                    # Not what was settled before our look: it may have been deleted since, and its news be late.
+                    told = {
+                        record.task_id: record
+                        for record in waiter.result()
+                        if record.task_id in looked and record.stored_at > looked[record.task_id][1]
+                    }
             finally:
                 self._bell.forget(waiter, keys)
 

@@ -9,7 +9,8 @@ inserts one row; extending it touches that row; and settling it rewrites each ta
 of ``task`` holds a column that changes), with the result in the same row.
 
 =========  ==============================================================================================================
-meta       the version of this layout. One row
+meta       the version of this layout, and the name of the channel on which its processes notify each other: a random one,
+           as anybody in the database may listen to a channel that they can name. One row
 queue      a queue's number, name, whether it is paused, and whether anything was ever enqueued to it. Never deleted
 task       a task, from enqueue until it is purged or its retention ends. ``seq`` is its number and its place in line:
            a block of 1024 per call of enqueue and the place in the batch. ``fence`` is that of its last settlement (even)
@@ -32,7 +33,8 @@ tally      how many tasks of each queue are pending, delayed (of these), and run
 delta      one row per call that changed a count. Upkeep adds them to ``tally``; counts are the sum of both
 result     result records that did not come with a settlement here: the result store of a queue on another backend. The
            records in ``task`` and here are read together, and the higher fence counts
-event      the log. ``pos`` rises in the order of the commits, since appending takes a lock
+event      the log. ``pos`` rises in the order of the commits, since appending takes a lock: a block of 1024 per call of
+           append and the place in the batch
 =========  ==============================================================================================================
 
 Locks, in this order: a claim's row; tasks' rows, by number; a task's place in ``delayed``, then in ``ready``. A claim of new
@@ -47,7 +49,7 @@ from importlib import resources
 from omniq_core import SchemaOutOfDate
 from omniq_postgres.connection import Link
 
-__all__ = ["VERSION", "migrate", "quoted", "statements", "version"]
+__all__ = ["VERSION", "channel", "migrate", "quoted", "statements", "version"]
 
 FUNCTIONS = ("queue.sql", "upkeep.sql", "reading.sql")
 MIGRATIONS: tuple[Sequence[str], ...] = (("tables.sql",),)
@@ -74,8 +76,10 @@ def statements(schema: str, since: int) -> list[str]:
     if since == 0:
         # "if not exists": an administrator may have made it for us, who cannot.
         found.append("create schema if not exists @schema")
-        found.append("create table @schema.meta (version integer not null)")
-        found.append("insert into @schema.meta values (0)")
+        found.append(
+            "create table @schema.meta (version integer not null, channel uuid not null default gen_random_uuid())"
+        )
+        found.append("insert into @schema.meta (version) values (0)")
     for step in MIGRATIONS[since:]:
         for file in step:
             found += _read(file)
@@ -102,6 +106,12 @@ async def version(link: Link, schema: str, *, timeout_s: float) -> int:
         return 0
     rows = await link.script(f"select version from {schema}.meta", timeout_s=timeout_s)
     return int(rows[0][0]) if rows else 0
+
+
+async def channel(link: Link, schema: str, *, timeout_s: float) -> str:
+    """The channel of a schema, which who may not read the schema cannot guess."""
+    [(found,)] = await link.script(f"select channel::text from {schema}.meta", timeout_s=timeout_s)
+    return f"omniq_{found}"
 
 
 async def migrate(

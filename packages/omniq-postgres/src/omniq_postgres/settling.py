@@ -13,7 +13,7 @@ from omniq_core import Enqueued, Lease, Outcome, Settlement, TaskRecord, Verb
 from omniq_postgres.connection import Row
 from omniq_postgres.leases import Place
 
-__all__ = ["EnqueueBatch", "SettleBatch", "is_plain", "parameters_of"]
+__all__ = ["EnqueueBatch", "SettleBatch", "is_plain", "is_plain_success", "parameters_of"]
 
 T = TypeVar("T")
 _VERBS = {Verb.RETRY: 0, Verb.RELEASE: 1, Verb.SUCCEED: 2, Verb.DEAD: 3, Verb.CANCEL: 4}
@@ -42,6 +42,17 @@ def parameters_of(record: TaskRecord) -> tuple[Any, ...]:
         record.queue, record.id, record.name, record.body, -1 - record.priority, record.ttl_s, record.max_attempts,
         record.max_crashes,
     )  # fmt: skip
+
+
+def is_plain_success(item: Settlement, place: Place) -> bool:
+    """Whether ``settle_one`` can take it."""
+    return (
+        item.verb is Verb.SUCCEED
+        and place.seq > 0
+        and not item.crashed
+        and item.reason is None
+        and item.error is None
+    )
 
 
 class EnqueueBatch:

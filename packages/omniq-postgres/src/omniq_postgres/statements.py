@@ -76,6 +76,7 @@ SETTLE = call(
     "settle", "bigint[]", "bigint[]", "bigint[]", "smallint[]", "boolean[]", "float8[]", "float8[]", "text[]", "bytea[]",
     "bytea[]", "float8", "boolean",
 )  # fmt: skip
+SETTLE_ONE = call("settle_one", "bigint", "bigint", "float8", "bytea", "float8")
 EXTEND = call("extend", "bigint[]", "bigint[]", "bigint[]", "float8")
 LOCATE = call("locate", "text[]", "bigint[]", writes=False)
 PEEK = call("peek", "text[]", writes=False)
@@ -93,14 +94,28 @@ GET = Statement("omniq_get", "select * from @schema.snapshots(null, {})", ("text
 PUT_RESULTS = call(
     "put_results", "text[]", "bigint[]", "smallint[]", "bytea[]", "float8[]", "boolean[]", "float8"
 )
-GET_RESULTS = call("get_results", "text[]", writes=False)
+GET_RESULTS = Statement(
+    "omniq_get_results",
+    # With the server's time, also when nothing is found.
+    "select s.now, r.* from (select @schema.now_s() as now offset 0) s left join @schema.get_results({}) r on true",
+    ("text[]",),
+    writes=False,
+)
 DELETE_RESULTS = call("delete_results", "text[]")
-APPEND = call("append", "text[]", "text[]", "text[]", "float8[]", "text[]", "text[]", "text[]", "bytea[]")
+APPEND = call(
+    "append", "text[]", "text[]", "float8[]", "bytea[]", "smallint[]", "text[]", "text[]", "text[]", "text[]"
+)
 TRUNCATE = call("truncate", "float8", "integer")
 NOTIFY = Statement(
     "omniq_notify",
     # Its commit is worth no fsync: a wake-up that is lost is found by the waiters' own looking.
     "select set_config('synchronous_commit', 'off', true), pg_notify({}, {})",
     ("text", "text"),
+    writes=False,
+)
+TELL = Statement(
+    "omniq_tell",
+    "select @schema.tell({}, {}, {}, {})",
+    ("text", "text", "bigint[]", "bigint[]"),
     writes=False,
 )

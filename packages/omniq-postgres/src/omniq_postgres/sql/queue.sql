@@ -357,6 +357,51 @@ begin
   return next;
 end $$
 --
+create or replace function @schema.settle_one(
+  p_token bigint, p_seq bigint, p_ttl float8, p_result bytea, p_retention float8
+) returns boolean language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+-- One task that succeeded, as `settle` would write it, without arrays; a worker with little to do has somebody waiting.
+-- False: nothing was done, since the lease is not what it was; `settle` then knows what to answer.
+declare
+  v_now constant float8 := date_part('epoch', clock_timestamp());
+  v_open integer;
+  v_queue integer;
+  v_id text;
+  v_key text;
+begin
+  select c.open into v_open from @schema.claim c where c.token = p_token for no key update;
+  if not found then
+    return false;
+  end if;
+  update @schema.task t
+     set fence = p_token, attempt = t.attempt + 1, state = 2, finished_at = v_now, reason = null, error = null,
+         result = p_result, result_until = case when p_result is not null then v_now + coalesce(p_ttl, p_retention) end
+   where t.seq = p_seq and t.state = 0 and t.fence < p_token
+  returning t.queue_id, t.id, t.unique_key into v_queue, v_id, v_key;
+  if not found then
+    return false;
+  end if;
+  if v_open > 1 then
+    update @schema.claim c set open = c.open - 1 where c.token = p_token;
+  else
+    delete from @schema.claim c where c.token in (
+      select x.token from @schema.claim x where x.token = p_token for update skip locked);
+  end if;
+  insert into @schema.delta values (v_queue, 0, 0, -1);
+  insert into @schema.look values (v_now + p_retention, array[p_seq]);
+  if v_key is not null then
+    delete from @schema.uniq k where k.key = v_key and k.seq = p_seq;
+  end if;
+  if p_result is not null then
+    if p_ttl <> p_retention then
+      insert into @schema.look values (v_now + p_ttl, array[p_seq]);
+    end if;
+    delete from @schema.result r where r.task_id = v_id and r.fence <= p_token;
+  end if;
+  return true;
+end $$
+--
 create or replace function @schema.make_pending(p_seqs bigint[], p_now float8) returns text[] language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
 -- Puts those of the (locked) tasks that are open in line; the names of their queues.
@@ -410,4 +455,28 @@ begin
     due_in := least(due_in, (select min(d.run_at) from @schema.delayed d where d.queue_id = v_queue) - v_now);
   end loop;
   return next;
+end $$
+--
+create or replace function @schema.tell(p_channel text, p_payload text, p_seqs bigint[], p_fences bigint[]) returns void
+language plpgsql
+set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+-- A notification that brings the results of a few settlements along. Sent behind them: what is told was committed. A
+-- settlement that was not good has left no row with its fence, and is not told.
+declare
+  v_payload text := p_payload;
+  v_told text;
+begin
+  -- Its commit is worth no fsync: a notification that is lost is made good by the waiters' own looking.
+  perform set_config('synchronous_commit', 'off', true);
+  for i in 1..cardinality(p_seqs) loop  -- one row at a time is quickest where there is one
+    select ' R' || encode(int8send(t.fence) || int2send(t.state) || float8send(t.finished_at) || float8send(t.result_until)
+                          || int4send(octet_length(convert_to(t.id, 'UTF8'))) || convert_to(t.id, 'UTF8') || t.result, 'hex')
+      into v_told
+      from @schema.task t
+     where t.seq = p_seqs[i] and t.fence = p_fences[i] and t.result is not null
+       and t.result_until > date_part('epoch', clock_timestamp())
+       and not exists (select from @schema.result r where r.task_id = t.id);
+    v_payload := v_payload || coalesce(v_told, '');
+  end loop;
+  perform pg_notify(p_channel, v_payload);
 end $$

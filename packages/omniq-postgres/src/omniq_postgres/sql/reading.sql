@@ -132,52 +132,54 @@ begin
 end $$
 --
 create or replace function @schema.append(
-  p_ids text[], p_tasks text[], p_types text[], p_ats float8[], p_queues text[], p_names text[], p_workers text[],
-  p_data bytea[]
+  p_ids text[], p_tasks text[], p_ats float8[], p_data bytea[], p_kind smallint[], p_types text[], p_queues text[],
+  p_names text[], p_workers text[]
 ) returns integer[] language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
--- The places of the events that were there already. Each id once.
+-- The places of the events that were there already. Each id once. Type, queue, name and worker repeat a lot: the last
+-- four hold each set of them once, and p_kind tells which is each event's (null: there is but one).
 declare
-  v_last bigint;
+  v_base bigint;
   v_new integer;
 begin
   -- Positions are drawn before the commit, and become visible with it. Without this lock a reader could pass a lower
   -- position that commits later. Appending is in large batches, and nothing else is done under the lock.
   perform pg_advisory_xact_lock(hashtextextended('@schema event', 0));
-  select coalesce(max(e.pos), 0) into v_last from @schema.event e;
+  v_base := nextval('@schema.event_block') * 1024;
   if cardinality(p_ids) >= 16 then
     begin  -- as in enqueue: nearly always all are new, and to ask for each costs half as much again
-      insert into @schema.event (id, task_id, type, at, queue, name, worker_id, data)
-      select u.id, u.task_id, u.type, u.at, u.queue, u.name, u.worker_id, u.data
-        from unnest(p_ids, p_tasks, p_types, p_ats, p_queues, p_names, p_workers, p_data)
-             with ordinality u(id, task_id, type, at, queue, name, worker_id, data, o)
-       order by u.o;
+      insert into @schema.event (pos, at, id, task_id, type, queue, name, worker_id, data)
+      select v_base + u.o, u.at, u.id, u.task_id, p_types[coalesce(u.kind, 1)], p_queues[coalesce(u.kind, 1)],
+             p_names[coalesce(u.kind, 1)], p_workers[coalesce(u.kind, 1)], u.data
+        from unnest(p_ids, p_tasks, p_ats, p_data, p_kind) with ordinality u(id, task_id, at, data, kind, o);
       return '{}';
     exception when unique_violation then
       null;
     end;
   end if;
-  insert into @schema.event (id, task_id, type, at, queue, name, worker_id, data)
-  select u.id, u.task_id, u.type, u.at, u.queue, u.name, u.worker_id, u.data
-    from unnest(p_ids, p_tasks, p_types, p_ats, p_queues, p_names, p_workers, p_data)
-         with ordinality u(id, task_id, type, at, queue, name, worker_id, data, o)
-   order by u.o
+  insert into @schema.event (pos, at, id, task_id, type, queue, name, worker_id, data)
+  select v_base + u.o, u.at, u.id, u.task_id, p_types[coalesce(u.kind, 1)], p_queues[coalesce(u.kind, 1)],
+         p_names[coalesce(u.kind, 1)], p_workers[coalesce(u.kind, 1)], u.data
+    from unnest(p_ids, p_tasks, p_ats, p_data, p_kind) with ordinality u(id, task_id, at, data, kind, o)
   on conflict (id) do nothing;
   get diagnostics v_new = row_count;
   if v_new = cardinality(p_ids) then
     return '{}';
   end if;
   return array(select u.o::integer from unnest(p_ids) with ordinality u(id, o)
-                where not exists (select from @schema.event e where e.id = u.id and e.pos > v_last));
+                where not exists (select from @schema.event e where e.pos = v_base + u.o));
 end $$
 --
 create or replace function @schema.truncate(p_before float8, p_limit integer) returns integer language plpgsql
 set plan_cache_mode = force_generic_plan set enable_seqscan = off set jit = off as $$
+-- From the beginning of the log, so that no index on the time is needed for it. Some younger events may stand there (of
+-- a machine whose clock is wrong) and are stepped over; those behind a thousand of them wait until they have gone.
 declare
   v_count integer;
 begin
   delete from @schema.event e where e.pos = any (array(
-    select x.pos from @schema.event x where x.at < p_before order by x.at, x.pos limit p_limit));
+    select x.pos from (select f.pos, f.at from @schema.event f order by f.pos limit p_limit + 1000) x
+     where x.at < p_before order by x.pos limit p_limit));
   get diagnostics v_count = row_count;
   return v_count;
 end $$

@@ -110,8 +110,10 @@ create table @schema.result (
 --
 create index result_until on @schema.result (until)
 --
+create sequence @schema.event_block
+--
 create table @schema.event (
-  pos bigint generated always as identity primary key,
+  pos bigint primary key,
   at float8 not null,
   id text collate "C" not null unique,
   task_id text collate "C" not null,
@@ -124,4 +126,4 @@ create table @schema.event (
 --
 create index event_task on @schema.event (task_id, pos)
 --
-create index event_at on @schema.event (at)
+create index event_at on @schema.event using brin (at)

@@ -29,7 +29,7 @@ COMFORTABLE = 5_000
 """Nothing new is claimed while more than this is to be written to a store that works."""
 PATIENCE_S = 1.0
 """A store that has not answered for so long is not waited for."""
-LARGEST_BATCH = 500
+LARGEST_BATCH = 1000
 CALL_TIMEOUT_S = 10.0
 
 
@@ -41,6 +41,16 @@ class _Data(msgspec.Struct, omit_defaults=True, gc=False):
     error: str | None = None
     message: str | None = None
     schedule_id: str | None = None
+
+
+class _Noted(msgspec.Struct, gc=False):
+    """What happened, until it is written. Thousands of them may wait, and the garbage collector need not look at them."""
+
+    kind: EventType
+    about: Claim | Moved
+    at: float
+    data: _Data
+    more: dict[str, Any]
 
 
 class Emitter:
@@ -59,7 +69,7 @@ class Emitter:
         self._store = store
         self._worker_id = worker_id
         self._clock = clock
-        self._waiting: list[tuple[EventType, Claim | Moved, float, _Data, dict[str, Any]]] = []
+        self._waiting: list[_Noted] = []
         self._rest = Rest()
         self._closing = False
         self.is_on = store is not None
@@ -101,7 +111,7 @@ class Emitter:
             self.dropped += 1
             return
         data = _Data(about.attempt, execution_time, error, message, schedule_id)
-        self._waiting.append((kind, about, at or self._clock.time(), data, more))
+        self._waiting.append(_Noted(kind, about, at or self._clock.time(), data, more))
         if self._rest.is_on:
             self._rest.poke()
 
@@ -124,7 +134,7 @@ class Emitter:
                 await self._rest.until_poked()
                 await asyncio.sleep(0)  # let what happens in this turn of the loop come along
                 continue
-            batch = [self._event(*noted) for noted in self._waiting[: self._largest]]
+            batch = [self._event(noted) for noted in self._waiting[: self._largest]]
             del self._waiting[: self._largest]
             while True:
                 self._sent_at = self._clock.monotonic()
@@ -143,14 +153,19 @@ class Emitter:
                     self.on_progress()
                     break
 
-    def _event(
-        self, kind: EventType, about: Claim | Moved, at: float, data: _Data, more: dict[str, Any]
-    ) -> Event:
-        encoded = _encode(data)
-        if more:
-            encoded = encoded[:-1] + b"," + _encode(more)[1:]  # two objects, neither empty, become one
+    def _event(self, noted: _Noted) -> Event:
+        about, encoded = noted.about, _encode(noted.data)
+        if noted.more:
+            encoded = encoded[:-1] + b"," + _encode(noted.more)[1:]  # two objects, neither empty, become one
         return Event(
-            new_id(), about.task_id, kind.value, at, about.queue, about.name, self._worker_id, encoded
+            new_id(),
+            about.task_id,
+            noted.kind._value_,
+            noted.at,
+            about.queue,
+            about.name,
+            self._worker_id,
+            encoded,
         )
 
     async def close(self, running: asyncio.Task[None], within_s: float) -> None:
