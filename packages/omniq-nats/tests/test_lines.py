@@ -15,7 +15,8 @@ from omniq_conformance.servers import NatsServer
 from omniq_core import Claim, Outcome, Queue, Settlement, TaskFilter, TaskRecord, TaskState, Verb
 from omniq_nats import NatsBackend, NatsOptions, claiming
 from omniq_nats.connection import Client
-from omniq_nats.jetstream import JetStream
+from omniq_nats.errors import Refused
+from omniq_nats.jetstream import CONFLICT, JetStream, head
 from omniq_nats.lines import bucket_of, payload
 
 Make = Callable[..., NatsBackend]
@@ -354,6 +355,31 @@ def test_lines_or_claims_that_somebody_deleted_are_made_anew_from_the_tasks(
             assert outcome == [Outcome.OK if which == ("lines",) else Outcome.STALE]
             assert (await queue.stats(["q"]))[0].delayed == 1
             await give_back(queue, found, Verb.SUCCEED)
+
+    asyncio.run(main())
+
+
+def test_a_message_that_the_stream_refuses_is_not_taken_for_a_lost_race(nats_server: NatsServer) -> None:
+    """JetStream names a sequence, 0, in its errors too; a hint that is noted by it would never be found."""
+
+    async def main() -> None:
+        name = f"NARROW-{uuid.uuid4().hex[:8]}"
+        client = Client(NatsOptions(servers=nats_server.url))
+        streams = JetStream(client, is_replicated=False)
+        try:
+            await streams.api(
+                f"STREAM.CREATE.{name}", {"name": name, "subjects": [f"{name}.>"], "max_msg_size": 100}
+            )
+            stored = (f"{name}.a", head(0), b"")
+            assert await streams.write([stored]) == [1]
+            assert await streams.write([stored]) == [CONFLICT]
+            with pytest.raises(Refused, match="size exceeds"):
+                await streams.write([(f"{name}.b", b"", b""), (f"{name}.c", b"", bytes(200))])
+            with pytest.raises(Refused, match="size exceeds"):
+                await streams.write_one(f"{name}.c", head(0), bytes(200))
+        finally:
+            await streams.api(f"STREAM.DELETE.{name}")
+            await client.close()
 
     asyncio.run(main())
 

@@ -197,6 +197,26 @@ def recipe(project: str, password: str) -> str:
     return "{" + text.replace("users: [", "users: [ { user: anyone, password: anyone }", 1) + "}"
 
 
+def test_who_may_not_hear_of_results_is_told_at_once_when_one_is_to_be_stored(
+    backend_at: Make, tasks: Tasks, project: str
+) -> None:
+    rules = recipe(project, "s3cret-word").replace(f', "omniq.{project}.f.>"', "")
+
+    async def main(url: str) -> None:
+        async with backend_at(url, timeout_s=60.0) as backend:
+            queue = backend.queue()
+            await queue.enqueue(tasks(1))
+            [found] = await queue.claim(["q"], max_tasks=1, lease_s=60, worker_id="w", claim_id="c")
+            for _ in range(2):
+                with pytest.raises(Refused, match="Permissions Violation") as refused:
+                    async with asyncio.timeout(10):
+                        await queue.settle([Settlement(found.lease, Verb.SUCCEED, result=b"r")])
+                assert backend.classify(refused.value) is ErrorCode.PERMISSION
+
+    with NatsServer(settings={"authorization": rules, "no_auth_user": "anyone"}) as server:
+        asyncio.run(main(server.url.replace("://", "://omniq:s3cret-word@")))
+
+
 def test_a_user_with_the_rights_of_the_readme_can_do_everything(
     backend_at: Make, tasks: Tasks, project: str
 ) -> None:

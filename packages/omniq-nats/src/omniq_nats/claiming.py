@@ -11,6 +11,8 @@ import copy
 import secrets
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from omniq_core import Claim
 from omniq_core import Lease as Owned
 from omniq_nats.documents import EXPIRED, OVER, PENDING, RUNNING, Document
@@ -24,7 +26,9 @@ __all__ = ["FORGET_S", "Claiming", "expired"]
 FORGET_S = 60.0
 """A hint whose document has not come after so long is dropped. Its writer has ended, or puts another: see ``PATIENCE_S``."""
 MOVED_AT_ONCE = 500
-PART = 125
+PART, READ_AHEAD = 125, 2
+"""A claim takes its tasks in such parts, and reads so many of them ahead: a server answers a connection's readings one after
+the other, and what is written has to wait behind them."""
 MOST_TURNS, MANY = 20, 200
 """How often a claim looks again when nothing of what it found did hold, and at how many."""
 
@@ -60,10 +64,11 @@ class Claiming:
             begun = asyncio.ensure_future(tasks.holdings.begin(lease, entries))
             # In parts, so that the server works on one while we work on another.
             size = PART if turn == 0 and not tasks.js.is_slow else len(hints)
+            reading = asyncio.Semaphore(READ_AHEAD)
             parts = await asyncio.gather(
                 *(
                     self._take_part(
-                        range(start, min(start + size, len(hints))), hints, entries, begun, max_tasks
+                        range(start, min(start + size, len(hints))), hints, entries, begun, reading, max_tasks
                     )
                     for start in range(0, len(hints), size)
                 ),
@@ -98,12 +103,14 @@ class Claiming:
         hints: Sequence[Hint],
         entries: Sequence[Entry],
         begun: asyncio.Future[Holding | None],
+        reading: asyncio.Semaphore,
         most: int,
     ) -> tuple[list[Claim], list[int]]:
         """Proves some of a claim's hints and takes their tasks, at most ``most``; the claims, and whom others were quicker to
         take or change."""
         tasks = self._tasks
-        versions = await tasks.read([entries[i].task_id for i in places], fresh=False)
+        async with reading:
+            versions = await tasks.read([entries[i].task_id for i in places], fresh=False)
         holding = await begun
         if holding is None:
             return [], []
@@ -268,12 +275,15 @@ def _running(
 ) -> Iterator[tuple[Document, int]]:
     """The documents of tasks that become running, one after the other; they are noted in ``changes``."""
     for _, entry, (seq, document) in todo:
-        changed = copy.copy(document)
-        changed.state, changed.claim = RUNNING, claim_id
-        # The sequence of its hint rises with each time that the task is put into line, and never comes again, not even
-        # after a purge. Twice that, so that a take-over, which adds one, stays below the next claim.
-        changed.fence = 2 * entry.hint
-        changed.attempt += 1
+        changed = msgspec.structs.replace(
+            document,
+            state=RUNNING,
+            claim=claim_id,
+            # The sequence of its hint rises with each time that the task is put into line, and never comes again, not even
+            # after a purge. Twice that, so that a take-over, which adds one, stays below the next claim.
+            fence=2 * entry.hint,
+            attempt=document.attempt + 1,
+        )
         change = changed, seq
         changes.append(change)
         yield change

@@ -7,7 +7,8 @@ measured on one machine, 64 coroutines paid 68 microseconds per acknowledged pub
 
 * What is sent within one turn of the event loop leaves in one write.
 * There is one subscription for all replies, ``_INBOX.<random>.*``; the last token says whose reply it is. A caller that
-  was cancelled leaves its token behind, and the late reply is dropped.
+  was cancelled leaves its token behind, and the late reply is dropped. Replies that others want to hear as well come under
+  subjects of their own (see ``Link.ask``), by a second subscription: that saves a message that tells them.
 * **A broken connection fails everything that is owed** as :class:`ConnectionLost`, since it may have taken effect. Nothing
   is ever sent a second time from here: callers repeat, and every call is idempotent.
 * Nobody answers a request to a stream without a leader, so each request has an end of its own; one timer looks at the
@@ -44,6 +45,9 @@ Outgoing: TypeAlias = tuple[bytes, bytes, bytes]
 """Subject, header (may be empty) and payload."""
 
 NO_RESPONDERS = b"NATS/1.0 503"
+ANSWERS, SHARED_ANSWERS = b"0", b"1"
+"""The numbers of the two subscriptions for replies. Clients count theirs from 2."""
+BOTH = frozenset({ANSWERS, SHARED_ANSWERS})
 
 
 class Collector(Protocol):
@@ -57,14 +61,23 @@ class Collector(Protocol):
 class _Owed:
     """The replies to some requests that were sent together."""
 
-    __slots__ = ("answer", "found", "left", "sent_at", "subject")
+    __slots__ = ("answer", "found", "is_shared", "left", "sent_at", "subject")
 
-    def __init__(self, answer: asyncio.Future[Any], count: int, sent_at: float, subject: bytes) -> None:
+    def __init__(
+        self,
+        answer: asyncio.Future[Any],
+        count: int,
+        sent_at: float,
+        subject: bytes,
+        *,
+        is_shared: bool = False,
+    ) -> None:
         self.answer = answer
         self.found: list[Any] = [None] * count
         self.left = count
         self.sent_at = sent_at
         self.subject = subject
+        self.is_shared = is_shared
 
 
 class Link(asyncio.Protocol):
@@ -89,9 +102,11 @@ class Link(asyncio.Protocol):
         self._rest = b""
         self._out: list[bytes] = []
         self._owed: dict[bytes, tuple[_Owed, int]] = {}
-        self._numbers = itertools.count(1)
+        self._last = 0
         self._heard: dict[bytes, Heard] = {}
-        self._inbox = b"_INBOX.%s." % secrets.token_hex(8).encode()
+        self._name = secrets.token_hex(8).encode()
+        self._inbox = b"_INBOX.%s." % self._name
+        self._shares: bytes | None = None
         self._pulled = b"_INBOX.%s" % secrets.token_hex(8).encode()
         self._idle_pulls: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -119,7 +134,7 @@ class Link(asyncio.Protocol):
         """Says who we are; the future ends when the server has let us in."""
         self._pong = self._loop.create_future()
         self._write(b"CONNECT " + json.dumps(words).encode() + b"\r\nPING\r\n")
-        self._write(b"SUB %s* 0\r\n" % self._inbox)
+        self._write(b"SUB %s* %s\r\n" % (self._inbox, ANSWERS))
         self.is_open = True
         return self._pong
 
@@ -149,26 +164,45 @@ class Link(asyncio.Protocol):
 
     # --- asking -------------------------------------------------------------------------------------------------
 
-    def ask(self, items: Sequence[Outgoing]) -> asyncio.Future[list[Reply]]:
-        """Sends requests, and returns the future of their replies, by position."""
+    def ask(self, items: Sequence[Outgoing], share: bytes = b"") -> asyncio.Future[list[Reply]]:
+        """Sends requests, and returns the future of their replies, by position.
+
+        Args:
+            items: the requests.
+            share: the replies come under ``<share>.<last token of the request's subject>.>``, where others may hear them too.
+                The same with each call that has it.
+        """
         answer: asyncio.Future[list[Reply]] = self._loop.create_future()
         if not self.is_open:
             answer.set_exception(self._end or ConnectionLost("the connection is closed"))
             return answer
-        owed = _Owed(answer, len(items), self._loop.time(), items[0][0])
-        inbox, waiting, numbers = self._inbox, self._owed, self._numbers
-        parts: list[bytes] = []
-        for index, (subject, header, payload) in enumerate(items):
-            token = b"%d" % next(numbers)
-            waiting[token] = (owed, index)
-            if header:
-                parts.append(
+        count = len(items)
+        owed = _Owed(answer, count, self._loop.time(), items[0][0], is_shared=bool(share))
+        first = self._last + 1
+        self._last += count
+        tokens = [b"%d" % number for number in range(first, first + count)]
+        self._owed.update(zip(tokens, zip(itertools.repeat(owed), range(count), strict=False), strict=True))
+        inbox = self._inbox
+        if share:
+            if self._shares is None:
+                self._shares = share
+                self._write(b"SUB %s.*.%s.* %s\r\n" % (share, self._name, SHARED_ANSWERS))
+            inboxes = [
+                b"%s%s.%s." % (share, subject[subject.rfind(b".") :], self._name) for subject, _, _ in items
+            ]
+        else:
+            inboxes = [inbox] * count
+        self._write(
+            b"".join(
+                [
                     b"HPUB %s %s%s %d %d\r\n%s%s\r\n"
                     % (subject, inbox, token, len(header), len(header) + len(payload), header, payload)
-                )
-            else:
-                parts.append(b"PUB %s %s%s %d\r\n%s\r\n" % (subject, inbox, token, len(payload), payload))
-        self._write(b"".join(parts))
+                    if header
+                    else b"PUB %s %s%s %d\r\n%s\r\n" % (subject, inbox, token, len(payload), payload)
+                    for token, inbox, (subject, header, payload) in zip(tokens, inboxes, items, strict=True)
+                ]
+            )
+        )
         if self._timer is None:
             self._arm(self._timeout_s)
         return answer
@@ -186,7 +220,8 @@ class Link(asyncio.Protocol):
         if self._idle_pulls:
             sid = self._idle_pulls.pop()
         else:
-            sid = b"P%d" % next(self._numbers)
+            self._last += 1
+            sid = b"P%d" % self._last
             self._write(b"SUB %s.%s %s\r\n" % (self._pulled, sid, sid))
         owed = _Owed(answer, 1, self._loop.time(), subject)
         self._owed[sid] = (owed, 0)
@@ -297,8 +332,10 @@ class Link(asyncio.Protocol):
                         header, payload = b"", data[start:after]
                         reply = words[3] if len(words) == 5 else b""
                     at = after + 2
-                    if words[2] == b"0":
-                        token = words[1][inbox_size:]
+                    number = words[2]
+                    if number in BOTH:
+                        subject = words[1]
+                        token = subject[inbox_size if number == ANSWERS else subject.rfind(b".") + 1 :]
                         entry = owed.pop(token, None)
                         if entry is not None:
                             asked, index = entry
@@ -307,7 +344,7 @@ class Link(asyncio.Protocol):
                             if not asked.left and not asked.answer.done():
                                 asked.answer.set_result(asked.found)
                         continue
-                    heard = self._heard.get(words[2])
+                    heard = self._heard.get(number)
                     if heard is not None:
                         heard((words[1], reply, header, payload))
                     continue
@@ -340,10 +377,14 @@ class Link(asyncio.Protocol):
     def _complained(self, what: str) -> None:
         lower = what.lower()
         if "permissions violation" in lower:
-            # It names the subject, and goes on; nobody will answer that request.
+            # It names the subject, and goes on; nobody will answer that request, or we would not hear it.
             error: Exception = Refused(what, 403)
+            is_ours = self._name.decode() in what
+            if is_ours:
+                self._shares = None
             for owed, _ in list(self._owed.values()):
-                if owed.subject.decode(errors="replace") in what and not owed.answer.done():
+                is_meant = owed.is_shared if is_ours else owed.subject.decode(errors="replace") in what
+                if is_meant and not owed.answer.done():
                     owed.answer.set_exception(error)
             return
         is_ours = any(
@@ -408,7 +449,7 @@ class Client:
         self._known: list[tuple[str, int]] = list(options.addresses)
         self._next = 0
         self._subscribed: dict[int, tuple[bytes, Heard]] = {}
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(2)
         self.max_payload = 1024 * 1024
 
     # --- connecting ---------------------------------------------------------------------------------------------
@@ -572,11 +613,11 @@ class Client:
                     "nats",
                 )
 
-    async def begin_all(self, items: Sequence[Outgoing]) -> asyncio.Future[list[Reply]]:
-        """Sends requests now, and returns the future of their replies."""
+    async def begin_all(self, items: Sequence[Outgoing], share: bytes = b"") -> asyncio.Future[list[Reply]]:
+        """Sends requests now, and returns the future of their replies; ``share`` as with :meth:`Link.ask`."""
         self.check(items)
         link = await self.link()
-        answer = link.ask(items)
+        answer = link.ask(items, share)
         if len(items) > 1:
             link.flush()  # while we make the next ones, the server works on these
         return answer

@@ -34,6 +34,8 @@ PROBE, PROBE_EVERY, MANY, SLOW_S = 16, 50, 12, 200e-6
 """The first messages tell how long one takes. If it is longer than this, the server syncs each, and so many or more are sent
 as an atomic batch: it costs the server a few milliseconds, and each message in it half as much again, but only one sync. Now
 and then some are sent by themselves again, to see."""
+EXPECTED = b"Nats-Expected-Last-Subject-Sequence: "
+SEQUENCE, SUBJECT = b"Nats-Sequence: ", b"Nats-Subject: "
 Write = tuple[str, bytes, bytes]
 """Subject, header (see :func:`head`) and payload."""
 
@@ -55,12 +57,11 @@ def head(expected: int | None = None, ttl_s: int | None = None) -> bytes:
         expected: the sequence of the subject's last message; 0: it has none.
         ttl_s: after so many seconds the server deletes it.
     """
-    if expected is None and ttl_s is None:
-        return b""
-    return b"NATS/1.0\r\n%s%s\r\n" % (
-        b"" if expected is None else b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % expected,
-        b"" if ttl_s is None else b"Nats-TTL: %ds\r\n" % ttl_s,
-    )
+    if ttl_s is None:
+        return b"" if expected is None else b"NATS/1.0\r\n%s%d\r\n\r\n" % (EXPECTED, expected)
+    if expected is None:
+        return b"NATS/1.0\r\nNats-TTL: %ds\r\n\r\n" % ttl_s
+    return b"NATS/1.0\r\n%s%d\r\nNats-TTL: %ds\r\n\r\n" % (EXPECTED, expected, ttl_s)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -79,12 +80,11 @@ def _check(answer: Mapping[str, Any], what: str) -> None:
 
 def _sequence(payload: bytes) -> int:
     """What a publish was answered with: the sequence, or ``CONFLICT``."""
-    at = payload.find(b'"seq":') + 6
-    if at > 5 and payload[-1:] == b"}":
+    if payload.startswith(b'{"stream":'):  # an error has a sequence too, but comes first
         try:
-            return int(payload[at:-1])  # {"stream":"NAME","seq":17}
+            return int(payload[payload.find(b'"seq":') + 6 : -1])  # {"stream":"NAME","seq":17}
         except ValueError:
-            pass  # more follows, or it is an error
+            pass  # more follows
     answer = _decode(payload)
     if "error" in answer and answer["error"].get("err_code") in WRONG_SEQUENCE:
         return CONFLICT
@@ -102,21 +102,29 @@ class _Gathered:
 
     def take(self, message: Message) -> bool:
         header = message[2]
+        if header[8:9] != b" ":  # no status: a message
+            at = seconds_of(_word(header, b"Nats-Time-Stamp: ")) if self._timed else 0.0
+            # Not by way of _word: thousands of these come at once.
+            seq, subject = header.find(SEQUENCE), header.find(SUBJECT)
+            if seq < 0 or subject < 0:
+                raise ConnectionLost("a direct get was answered without a sequence and a subject")
+            self.found.append(
+                Stored(
+                    int(header[seq + len(SEQUENCE) : header.find(b"\r", seq)]),
+                    header[subject + len(SUBJECT) : header.find(b"\r", subject)].decode(),
+                    message[3],
+                    at,
+                )
+            )
+            return False
         status = header[9:12]
         if status == b"204":
             self.more = b"Nats-Num-Pending: 0" not in header
             return True
         if status == b"404":
             return True
-        if status.isdigit() and header[8:9] == b" ":
-            raise Refused(
-                "direct get: " + header[9:80].partition(b"\r")[0].decode(errors="replace"), int(status)
-            )
-        at = seconds_of(_word(header, b"Nats-Time-Stamp: ")) if self._timed else 0.0
-        self.found.append(
-            Stored(_number(header, b"Nats-Sequence: "), _word(header, b"Nats-Subject: "), message[3], at)
-        )
-        return False
+        code = int(status) if status.isdigit() else 0
+        raise Refused("direct get: " + header[9:80].partition(b"\r")[0].decode(errors="replace"), code)
 
 
 class _Pulled:
@@ -177,25 +185,37 @@ class JetStream:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    async def write(self, items: Iterable[Write]) -> list[int]:
+    async def write(self, items: Iterable[Write], share: str = "") -> list[int]:
         """Publishes each message by itself, in this order; the sequences, or ``CONFLICT``, by position.
 
         To a server that syncs each message, many are sent as one atomic batch, which is synced once. Only if a condition in
         it does not hold, each is sent by itself.
+
+        Args:
+            items: the messages.
+            share: a message is said under ``<share>.<last token of its subject>.>`` for each that is stored, and maybe for
+                others.
         """
         if self._probe_in == 0:
             made = list(items)
-            found = await self._write_each(made[:PROBE])
+            found = await self._write_each(made[:PROBE], share)
             if len(made) <= PROBE:
                 return found
             self._probe_in = PROBE_EVERY
-            return found + await self.write(made[PROBE:])
+            return found + await self.write(made[PROBE:], share)
         if not self.is_slow:
-            return await self._write_each(items)
+            return await self._write_each(items, share)
         self._probe_in -= 1
         found = []
         for part in _batches(items):
-            found += await self._write_many(part) or await self._write_each(part)
+            stored = await self._write_many(part)
+            if stored is None:
+                stored = await self._write_each(part, share)
+            elif share:  # only the last message of a batch is answered
+                self.client.publish_all(
+                    [(f"{share}.{subject.rpartition('.')[2]}.0".encode(), b"") for subject, _, _ in part]
+                )
+            found += stored
         return found
 
     @property
@@ -213,23 +233,24 @@ class JetStream:
             return None
         return list(range(last - len(items) + 1, last + 1)) if last != CONFLICT else None
 
-    async def _write_each(self, items: Iterable[Write]) -> list[int]:
+    async def _write_each(self, items: Iterable[Write], share: str = "") -> list[int]:
         began = time.monotonic()
-        found = [_sequence(payload) for payload in await self._send(items)]
+        found = [_sequence(payload) for payload in await self._send(items, share)]
         if len(found) >= PROBE:
             # The quickest counts: a busy machine makes some slow, and a sync makes all.
             pace_s = (time.monotonic() - began) / len(found)
             self._pace_s = min(pace_s, self._pace_s * 1.1) if self._pace_s else pace_s
         return found
 
-    async def _send(self, items: Iterable[Write]) -> list[bytes]:
+    async def _send(self, items: Iterable[Write], share: str = "") -> list[bytes]:
         found: list[bytes] = []
+        shared = share.encode()
         waiting: deque[asyncio.Future[list[Reply]]] = deque()
         try:
             for window in _windows(items):
                 if len(waiting) == FLYING:
                     found += answers_of(await waiting.popleft())
-                waiting.append(await self.client.begin_all(window))
+                waiting.append(await self.client.begin_all(window, shared))
             while waiting:
                 found += answers_of(await waiting.popleft())
         except BaseException:

@@ -85,6 +85,8 @@ def payload(task_id: str, born: int = 0, due_ms: int = 0) -> bytes:
 
 
 def parse(seq: int, data: bytes, place: bytes = b"", stored_at: float = 0.0) -> Hint:
+    if data.startswith(b"0 0 "):  # new, and due at once: nearly all
+        return Hint(seq, data[4:].decode(), 0, 0, place, stored_at)
     born, due, task_id = data.split(b" ", 2)
     return Hint(seq, task_id.decode(), int(born), int(due), place, stored_at)
 
@@ -252,13 +254,7 @@ class Lines:
 
     async def done(self, hints: Iterable[Hint]) -> None:
         """Takes hints out for good that were dealt or read."""
-        by_dealer: dict[bytes, list[bytes]] = {}
-        read: list[int] = []
-        for hint in hints:
-            if hint.place:
-                by_dealer.setdefault(hint.place.rsplit(b".", 5)[0], []).append(hint.place)
-            else:
-                read.append(hint.seq)
+        by_dealer, read = _by_dealer(hints)
         for dealer, places in by_dealer.items():
             await self._js.acknowledge(places, wait=False)
             self._unheard[dealer] = places[-1]
@@ -283,10 +279,7 @@ class Lines:
 
     async def give_back(self, hints: Sequence[Hint]) -> None:
         """Gives dealt hints back: they are dealt first again, in this order."""
-        by_dealer: dict[bytes, list[bytes]] = {}
-        for hint in hints:
-            if hint.place:
-                by_dealer.setdefault(hint.place.rsplit(b".", 5)[0], []).append(hint.place)
+        by_dealer, _ = _by_dealer(hints)
         await asyncio.gather(*(self._js.acknowledge(places, b"-NAK") for places in by_dealer.values()))
 
     # --- pausing ------------------------------------------------------------------------------------------------
@@ -298,6 +291,23 @@ class Lines:
         await asyncio.gather(
             *(self._js.purge(self._stream, self._subjects.paused(queue)) for queue in queues)
         )
+
+
+def _by_dealer(hints: Iterable[Hint]) -> tuple[dict[bytes, list[bytes]], list[int]]:
+    """The places of dealt hints, by who dealt them; and the sequences of those that were read."""
+    found: dict[bytes, list[bytes]] = {}
+    read: list[int] = []
+    dealer, places = b".", []  # of the hint before: they come in long runs
+    for hint in hints:
+        place = hint.place
+        if not place:
+            read.append(hint.seq)
+            continue
+        if not place.startswith(dealer):
+            dealer = place.rsplit(b".", 5)[0] + b"."
+            places = found.setdefault(dealer, [])
+        places.append(place)
+    return found, read
 
 
 def _parse_stored(stored: Stored) -> Hint:

@@ -106,7 +106,6 @@ class NatsResultStore(ResultStore):
         answers: dict[int, Outcome] = {}
         left = list(range(len(records)))
         now = await tasks.lines.now()
-        told: list[str] = []
         while left:
             turn: list[int] = []
             later: list[int] = []
@@ -137,15 +136,14 @@ class NatsResultStore(ResultStore):
                     writes.append((tasks.subjects.result(record.task_id), header, data))
                     written.append(index)
             left = later
-            for index, answer in zip(written, await tasks.js.write(writes), strict=True):
+            is_told = any(records[index].final for index in written)
+            stored = await tasks.js.write(writes, tasks.subjects.finished if is_told else "")
+            for index, answer in zip(written, stored, strict=True):
                 if answer == CONFLICT:
                     left.append(index)
                 else:
                     answers[index] = Outcome.OK
-                    if records[index].final:
-                        told.append(records[index].task_id)
             left.sort()
-        tasks.tell(told)
         return [answers[index] for index in range(len(records))]
 
     async def delete(self, task_ids: Sequence[str], /) -> int:
@@ -193,7 +191,7 @@ class NatsResultStore(ResultStore):
         try:
             # Listening first: what comes in between is either seen or wakes.
             for task_id in dict.fromkeys(task_ids):
-                numbers.append(await client.subscribe(subjects.finished(task_id).encode(), heard))
+                numbers.append(await client.subscribe(subjects.finished_of(task_id).encode(), heard))
             while True:
                 found = await self.get(task_ids)
                 left = end - loop.time()

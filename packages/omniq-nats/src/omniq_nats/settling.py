@@ -3,7 +3,6 @@ former owner's write fails by itself; what it was, the newer document tells."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -35,7 +34,6 @@ class Settling:
         left = list(range(len(settlements)))
         unread: set[str] = set()
         queues: list[str] = []
-        told: list[str] = []
         while left:
             turn, later = _first_of_each(settlements, left)
             versions = self._held(settlements, turn, unread)
@@ -62,7 +60,10 @@ class Settling:
                 (pending if changed.state == PENDING else final).append((index, changed, seq))
             found = []
             if final:
-                found += await tasks.change([(document, seq) for _, document, seq in final], now)
+                has_results = any(document.result is not None for _, document, _ in final)
+                found += await tasks.change(
+                    [(document, seq) for _, document, seq in final], now, tell=has_results
+                )
             if pending:
                 found += await tasks.make_pending(
                     [(document, seq) for _, document, seq in pending], now, returned=True
@@ -79,9 +80,6 @@ class Settling:
                 closed.append((settlements[index].lease, versions[document.id][1].claim))
                 if document.state == PENDING:
                     queues.append(document.queue)
-                elif document.result is not None:
-                    told.append(document.id)
-        tasks.tell(told)
         tasks.wake(queues)
         await self._close(closed)
         return [answers[index] for index in range(len(settlements))]
@@ -99,26 +97,31 @@ class Settling:
                     versions[document.id] = (held.seq, document)
         return versions
 
-    def _settled(self, document: Document, settlement: Settlement, now: float) -> Document:
-        changed = copy.copy(document)
-        verb = settlement.verb
-        changed.settled = document.fence
-        changed.claim = None
-        changed.reason, changed.error = text(settlement.reason), settlement.error
-        changed.crashes += settlement.crashed
-        state = FINAL.get(verb)
+    @staticmethod
+    def _settled(document: Document, settlement: Settlement, now: float) -> Document:
+        verb, result = settlement.verb, settlement.result
+        state, attempt = FINAL.get(verb), document.attempt
         if state is None:
             if verb is Verb.RELEASE:
-                changed.attempt -= 1
-            if not document.cancel:
-                changed.state = PENDING
-                changed.run_at = now + settlement.delay_s if settlement.delay_s > 0 else now
-                return changed
-            state = CANCELLED
-        changed.state, changed.finished_at = state, now
-        changed.result = settlement.result
+                attempt -= 1
+            state = CANCELLED if document.cancel else PENDING
+        changed = msgspec.structs.replace(
+            document,
+            state=state,
+            attempt=attempt,
+            crashes=document.crashes + settlement.crashed,
+            settled=document.fence,
+            claim=None,
+            reason=text(settlement.reason),
+            error=settlement.error,
+        )
+        if state == PENDING:
+            changed.run_at = now + settlement.delay_s if settlement.delay_s > 0 else now
+            return changed
+        changed.finished_at = now
+        changed.result = result
         ttl_s = settlement.result_ttl_s
-        changed.result_ends_at = now + ttl_s if settlement.result is not None and ttl_s is not None else None
+        changed.result_ends_at = now + ttl_s if result is not None and ttl_s is not None else None
         return changed
 
     async def _close(self, closed: Sequence[tuple[Owned, str | None]]) -> None:

@@ -32,11 +32,13 @@ The server counts messages per subject, so one request tells a claim which prior
 
 **EVENTS**: ``e``, one message per event.
 
-Not stored, only said: ``w.<queue>`` (there is something to claim) and ``f.<id>`` (there is a result), ``w`` (an event).
+Not stored, only said: ``w.<queue>`` (there is something to claim), ``w`` (an event), and ``f.<id>.>`` (there may be a
+result). The last is where the server answers whoever stores the result, so that it costs no message of its own.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 
@@ -45,6 +47,8 @@ __all__ = ["Subjects", "text_of", "token"]
 _PLAIN = re.compile(r"[A-Za-z0-9-][A-Za-z0-9_-]*").fullmatch
 
 
+# Until a task is settled, its id is asked for three times.
+@functools.lru_cache(4096)
 def token(name: str) -> str:
     """A name as one token of a subject."""
     return name if _PLAIN(name) else "_" + name.encode().hex()
@@ -110,8 +114,14 @@ class Subjects:
     def wake(self, queue: str) -> str:
         return f"{self.root}w.{token(queue)}"
 
-    def finished(self, task_id: str) -> str:
-        return f"{self.root}f.{token(task_id)}"
+    @property
+    def finished(self) -> str:
+        """Where results are told of: under this and a task's token, anything."""
+        return self.root + "f"
+
+    def finished_of(self, task_id: str) -> str:
+        """All that tells of a task's result, as a pattern."""
+        return f"{self.root}f.{token(task_id)}.>"
 
     def dealer(self, queue: str, priority: int) -> str:
         """The name of a line's consumer."""

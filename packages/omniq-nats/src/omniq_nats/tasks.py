@@ -76,9 +76,20 @@ class Tasks:
         ttl_s = ttl_of(document, now, self.options.retention_s) if document.state > RUNNING else None
         return self.subjects.task(document.id), head(expected, ttl_s), encode(document)
 
-    async def change(self, changes: Iterable[tuple[Document, int]], now: float) -> list[int]:
-        """Replaces documents, each if its sequence is still the one given; the new sequences, or ``CONFLICT``."""
-        return await self.js.write(self.write_of(document, expected, now) for document, expected in changes)
+    async def change(
+        self, changes: Iterable[tuple[Document, int]], now: float, *, tell: bool = False
+    ) -> list[int]:
+        """Replaces documents, each if its sequence is still the one given; the new sequences, or ``CONFLICT``.
+
+        Args:
+            changes: the documents, and the sequences that they replace.
+            now: the time.
+            tell: tell those who wait for these tasks' results.
+        """
+        return await self.js.write(
+            (self.write_of(document, expected, now) for document, expected in changes),
+            self.subjects.finished if tell else "",
+        )
 
     async def make_pending(
         self, changes: Sequence[tuple[Document, int]], now: float, *, returned: bool, marked: bool = False
@@ -127,7 +138,3 @@ class Tasks:
         self.client.publish_all(
             [(self.subjects.wake(queue).encode(), b"") for queue in dict.fromkeys(queues)]
         )
-
-    def tell(self, task_ids: Iterable[str]) -> None:
-        """Tells those who wait for these tasks' results."""
-        self.client.publish_all([(self.subjects.finished(task_id).encode(), b"") for task_id in task_ids])
