@@ -121,9 +121,9 @@ def wheel(name: str) -> Path:
 
 
 BESIDE = [
-    ["packages/omniq-postgres/tests", "packages/omniq-nats/tests"],
-    ["packages/omniq-redis/tests", "packages/omniq-file/tests"],
-    ["packages/omniq-gevent/tests", "tests/crashes"],
+    ["packages/omniq-postgres/tests", "packages/omniq-nats/tests", "packages/omniq-redis/tests"],
+    ["packages/omniq-file/tests"],
+    ["tests/crashes", "packages/omniq-gevent/tests"],
 ]
 """What is tested beside the rest: most of it waits for a server, a lease or a disk."""
 
@@ -139,6 +139,8 @@ def run_tests(session: nox.Session) -> None:
     apart = {path for group in BESIDE for path in group}
     rest = [path for path in [*(f"packages/{name}/tests" for name in PACKAGES), "tests"] if path not in apart]
     options = ["-p", "no:cacheprovider"]  # all would write it
+    # Tests start hundreds of interpreters: each would compile what it imports anew where this is set.
+    session.env["PYTHONDONTWRITEBYTECODE"] = ""
     environment = {**os.environ, **{name: value for name, value in session.env.items() if value is not None}}
     pytest = str(Path(session.bin) / "pytest")
     failed = False
@@ -215,7 +217,12 @@ def reports(session: nox.Session) -> None:
         session.error(f"no such report: {', '.join(sorted(unknown))}; there are {', '.join(REPORTS)}")
     session.install(*editable(PACKAGES, extras=True), *TEST_REQUIREMENTS)
     for name in session.posargs or REPORTS:
-        session.run("pytest", f"packages/{REPORTS[name]}", f"--omniq-report=docs/conformance/{name}.json")
+        session.run(
+            "pytest",
+            f"packages/{REPORTS[name]}",
+            "--omniq-examples=30",
+            f"--omniq-report=docs/conformance/{name}.json",
+        )
     files = [
         f"docs/conformance/{path.name}" for path in sorted((ROOT / "docs" / "conformance").glob("*.json"))
     ]

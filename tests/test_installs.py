@@ -144,7 +144,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 
 def install(folder: Path, wheels: Mapping[str, Path], extras: str) -> Installed:
-    """A clean environment with ``omniq`` and those siblings that it asks for, in one command."""
+    """A clean environment with ``omniq`` and those siblings that it asks for, in one command. Nothing is compiled ahead: few
+    of the modules are imported here, and compiling them all is much of what an installer does."""
     files = [f"{wheels[name]}{extras if name == 'omniq' else ''}" for name in sorted(ours(f"omniq{extras}"))]
     installed = Installed(folder)
     python = installed.programs / "python"
@@ -155,10 +156,10 @@ def install(folder: Path, wheels: Mapping[str, Path], extras: str) -> Installed:
     elif importlib.util.find_spec("pip"):  # a pip less to unpack
         run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
         pip = (sys.executable, "-m", "pip", "--python", python)
-        run(*pip, "install", "--quiet", *files, cwd=folder.parent)
+        run(*pip, "install", "--quiet", "--no-compile", *files, cwd=folder.parent)
     else:
         run(sys.executable, "-m", "venv", folder, cwd=folder.parent)
-        run(python, "-m", "pip", "install", "--quiet", *files, cwd=folder.parent)
+        run(python, "-m", "pip", "install", "--quiet", "--no-compile", *files, cwd=folder.parent)
     return installed
 
 

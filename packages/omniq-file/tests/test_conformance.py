@@ -19,6 +19,8 @@ class TestLocalDisk(BackendSuite):
 
 
 class TestMemory(BackendSuite):
+    histories = 5  # the same code above the shelf has thirty on a local disk
+
     @asynccontextmanager
     async def backend(self, env: Env) -> AsyncIterator[FileBackend]:
         yield FileBackend(base_dir=f"memory://{env.namespace}", clock=env.clock)

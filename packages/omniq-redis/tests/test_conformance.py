@@ -63,6 +63,8 @@ class TestValkey(OnRedis):
 
 
 class TestRedis(OnRedis):
+    histories = 5  # the same scripts have thirty on Valkey
+
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
     def _server(cls, redis_server_durable: RedisServer) -> None:

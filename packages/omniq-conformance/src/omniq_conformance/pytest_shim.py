@@ -14,7 +14,10 @@ def pytest_addoption(parser: Any) -> None:
     group = parser.getgroup("omniq", "conformance of OmniQ backends")
     group.addoption("--omniq-report", metavar="FILE", help="write a conformance report as JSON")
     group.addoption(
-        "--omniq-examples", type=int, default=30, metavar="N", help="random histories per state machine"
+        "--omniq-examples",
+        type=int,
+        metavar="N",
+        help="random histories per suite, instead of 30 or of its own number",
     )
     group.addoption("--omniq-random", action="store_true", help="other random histories in each run")
     group.addoption("--omniq-allow-unavailable", action="store_true", help="a missing service is no failure")

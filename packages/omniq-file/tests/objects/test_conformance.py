@@ -26,7 +26,7 @@ class OnObjects(BackendSuite):
     """What the operator of that server knows about it."""
     timeout_s = 30.0
     """moto is a Python program that answers some two hundred requests in a second, on a machine that does nothing else."""
-    most_histories = 5
+    histories = 5
     pytestmark: ClassVar[object] = pytest.mark.timeout(600)
 
     @asynccontextmanager
@@ -76,6 +76,7 @@ class OnObjects(BackendSuite):
 
 class TestS3(OnObjects):
     scheme = "s3"
+    histories = 2  # the same code above the shelf has thirty on a local disk
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
