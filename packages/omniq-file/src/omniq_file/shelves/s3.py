@@ -62,6 +62,9 @@ class S3Shelf(ObjectShelf):
                 ErrorCode.UNSUPPORTED,
                 "file",
             )
+        more: dict[str, Any] = {"region_name": options.region} if options.region else {}
+        if self._where().startswith("http://"):
+            more["verify"] = False  # there are no certificates; else the system's are read for each client, for 30 ms
         session = AioSession(profile=options.profile or None)
         session.register_component("data_loader", _descriptions())
         files = s3fs.S3FileSystem(
@@ -73,7 +76,7 @@ class S3Shelf(ObjectShelf):
             secret=options.secret.reveal() if options.secret else None,
             token=options.token.reveal() if options.token else None,
             anon=options.anon,
-            client_kwargs={"region_name": options.region} if options.region else {},
+            client_kwargs=more,
             config_kwargs={
                 "connect_timeout": options.connect_timeout_s,
                 "read_timeout": options.timeout_s,
