@@ -97,16 +97,14 @@ class Run:
             return None
         return max(found, key=lambda pair: pair[1])
 
-    def quickest_peer(self) -> tuple[str, float] | None:
-        """The peer with the best p50: to the result, or to execution where it keeps none."""
+    def quickest_peer(self, *, to: str) -> tuple[str, float] | None:
+        """The peer with the best p50 ``to`` the ``result``; or to the ``run``, of those that keep none."""
         found = []
         for label in self._labels(lambda variant: variant.kind == "peer"):
-            to_result = self.median(label, "idle", "result_p50_ms")
-            to_run = self.median(label, "idle", "run_p50_ms")
-            if to_result is not None:
-                found.append((label, to_result))
-            elif to_run is not None:
-                found.append((f"{label}, to execution", to_run))
+            keeps_result = self.median(label, "idle", "result_p50_ms") is not None
+            value = self.median(label, "idle", f"{to}_p50_ms")
+            if value is not None and keeps_result == (to == "result"):
+                found.append((label, value))
         return min(found, key=lambda pair: pair[1]) if found else None
 
     @property
@@ -308,10 +306,16 @@ def _promises(run: Run) -> Iterator[Line]:
         yield from times(
             "enqueue in batches, to the fastest peer's", batch, run.best_peer("enqueue batch"), 5
         )
-        p50, rival = ours("idle", "result_p50_ms"), run.quickest_peer()
-        if p50 is not None and rival is not None:
-            what = "p50 from enqueue to result, below every peer's"
-            yield Line(what, p50, rival[1], unit=" ms", at_most=True, detail=f"the fastest is {rival[0]}")
+        for to, what in (
+            ("result", "result, below every peer's"),
+            ("run", "execution, below that of every peer without results"),
+        ):
+            p50, rival = ours("idle", f"{to}_p50_ms"), run.quickest_peer(to=to)
+            if p50 is not None and rival is not None:
+                detail = f"the fastest is {rival[0]}"
+                yield Line(
+                    f"p50 from enqueue to {what}", p50, rival[1], unit=" ms", at_most=True, detail=detail
+                )
         events = run.median("omniq, events on", "drain")
         if drain is not None and events is not None:
             yield Line("drain with events on, share of that without", events / drain, 0.5)
