@@ -64,7 +64,9 @@ class S3Shelf(ObjectShelf):
             )
         more: dict[str, Any] = {"region_name": options.region} if options.region else {}
         if self._where().startswith("http://"):
-            more["verify"] = False  # there are no certificates; else the system's are read for each client, for 30 ms
+            more["verify"] = (
+                False  # there are no certificates; else the system's are read for each client, for 30 ms
+            )
         session = AioSession(profile=options.profile or None)
         session.register_component("data_loader", _descriptions())
         files = s3fs.S3FileSystem(
