@@ -435,10 +435,8 @@ def test_a_server_that_syncs_each_message_is_written_to_in_batches(
             backend_at(nats_server_durable.url) as other,
         ):
             queue, streams = backend.queue(), backend._opened().streams
-            streams._pace_s, streams._probe_in = (
-                1.0,
-                50,
-            )  # as if it had been found slow: this disk may be quick
+            # As if it had been found slow: this disk may be quick.
+            streams._pace_s, streams._probe_in = 1.0, 50
             records = tasks(200)
             await queue.enqueue(records)
             # A conflict in the middle: the batch is refused, and each is written by itself.

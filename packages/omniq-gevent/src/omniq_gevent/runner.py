@@ -23,7 +23,7 @@ from gevent.greenlet import Greenlet
 
 from omniq.runners.private_loop import PrivateLoop
 from omniq.runners.runner import STOP_WAIT_S, Call, invoke, portable
-from omniq_core.native import make_thread
+from omniq_core.native import RLock, make_thread
 
 __all__ = ["GreenletRunner"]
 
@@ -185,6 +185,7 @@ class _Bell:
         self._answer = answer
         self._is_kept = is_kept
         self._is_removed = False
+        self._lock = RLock()  # an earlier ring must not close it between the two steps of its removal
         self.on_removal: Callable[[], object] = lambda: None
         self._watcher: Any = hub.loop.async_(ref=is_kept)
         self._watcher.start(self._hear)
@@ -201,14 +202,17 @@ class _Bell:
 
     def remove(self) -> None:
         """The last that is called: what was rung for before is still answered."""
-        self._is_removed = True
-        self.ring()
+        with self._lock:
+            self._is_removed = True
+            self.ring()
 
     def _hear(self) -> None:
         if self._is_kept and not self._watcher.ref:
             self._watcher.ref = True
         self._answer()
-        if self._is_removed:
+        with self._lock:
+            is_removed = self._is_removed
+        if is_removed:
             self._watcher.stop()
             self._watcher.close()
             self.on_removal()
