@@ -124,9 +124,9 @@ def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
     """Waits for something in another process. It has no signal for us, so we look again and again."""
 
     async def wait(condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not await asyncio.to_thread(condition):
-            assert time.monotonic() < end, "waited for twenty seconds"
+            assert time.monotonic() < end, "waited for a minute"
             await asyncio.sleep(0.02)  # looking without a pause would take the core that the servers need
 
     return wait

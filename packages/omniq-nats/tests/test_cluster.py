@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from omniq_conformance.servers import NatsCluster
-from omniq_core import Capability, Severity
+from omniq_core import Capability, ErrorCode, Severity
 from omniq_nats import NatsBackend
+from omniq_nats.errors import NO_PEERS, Refused
+from omniq_nats.jetstream import JetStream
 from omniq_nats.subjects import Subjects
 
 Make = Callable[..., NatsBackend]
@@ -86,3 +88,30 @@ def test_a_worker_goes_on_within_ten_seconds_of_the_loss_of_a_leader(
             await load.check()
 
     asyncio.run(main())
+
+
+def test_replicas_that_the_cluster_has_no_nodes_for_are_refused_in_time(
+    nats_cluster: NatsCluster, backend_at: Make
+) -> None:
+    backend = backend_at(nats_cluster.url, replicas=5, timeout_s=1.0)
+    with pytest.raises(Refused, match="no suitable peers") as caught:
+        asyncio.run(backend.setup())
+    assert backend.classify(caught.value) is ErrorCode.UNAVAILABLE
+
+
+def test_a_set_up_asks_again_while_the_cluster_has_not_heard_all_its_nodes(
+    nats_cluster: NatsCluster, backend_at: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whether a node that comes back was heard is a matter of milliseconds, so what the server says then is put in by hand.
+    refusals = [Refused("stream.create: no suitable peers for placement, peer offline", 400, NO_PEERS)] * 2
+    api = JetStream.api
+
+    async def hard_of_hearing(streams: JetStream, path: str, body: object = None) -> dict[str, Any]:
+        if path.startswith("STREAM.CREATE.") and refusals:
+            raise refusals.pop()
+        return await api(streams, path, body)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(JetStream, "api", hard_of_hearing)
+    steps = asyncio.run(backend_at(nats_cluster.url, replicas=3, timeout_s=30.0).setup())
+    assert not refusals
+    assert len(steps) == 4

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from omniq_core import BackendError, Durability, ErrorCode, Finding, Health, Loss, SchemaOutOfDate, Severity
-from omniq_nats.errors import Refused
+from omniq_nats.errors import Refused, classify
 from omniq_nats.events import WINDOW_S
 from omniq_nats.jetstream import JetStream
 from omniq_nats.options import NatsOptions
@@ -25,6 +25,8 @@ OLDEST = (2, 12)
 """Atomic batches; per-message times to live (2.11); reading the last messages of many subjects (2.11)."""
 NO_STREAM = 10059
 NAME_IN_USE = 10058
+AGAIN_S = 0.25
+"""How long to wait before a cluster is asked once more for a stream that it could not place."""
 
 
 class Streams(msgspec.Struct, frozen=True):
@@ -72,6 +74,7 @@ async def find_or_make(
 
     Raises:
         SchemaOutOfDate: they are of another layout.
+        Refused: they cannot be made; for want of servers in the cluster only after ``timeout_s`` of trying.
     """
     check_version(streams.client.info)
     wanted = _wanted(subjects, options)
@@ -84,7 +87,7 @@ async def find_or_make(
             steps.append(f"create stream {name} for {', '.join(config['subjects'])}")
             if not make:
                 continue
-            told = await _make(streams, name, config)
+            told = await _make(streams, name, config, options.timeout_s)
             made.add(name)
         layout = (told["config"].get("metadata") or {}).get("omniq-layout")
         if layout != LAYOUT:
@@ -107,14 +110,19 @@ async def _look(streams: JetStream, name: str) -> dict[str, Any] | None:
         raise
 
 
-async def _make(streams: JetStream, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return await streams.api(f"STREAM.CREATE.{name}", config)
-    except Refused as error:
-        # Somebody with other settings was quicker.
-        if error.number != NAME_IN_USE:
-            raise
-        return await streams.api(f"STREAM.INFO.{name}")
+async def _make(streams: JetStream, name: str, config: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    ends = time.monotonic() + timeout_s
+    while True:
+        try:
+            return await streams.api(f"STREAM.CREATE.{name}", config)
+        except Refused as error:
+            # Somebody with other settings was quicker.
+            if error.number == NAME_IN_USE:
+                return await streams.api(f"STREAM.INFO.{name}")
+            # A cluster that has just started, or lost or regained a node, takes its servers for offline until it hears them.
+            if classify(error) is not ErrorCode.UNAVAILABLE or time.monotonic() + AGAIN_S > ends:
+                raise
+        await asyncio.sleep(AGAIN_S)
 
 
 def check_version(info: Mapping[str, Any]) -> None:
