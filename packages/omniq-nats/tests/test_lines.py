@@ -6,17 +6,28 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from unittest.mock import patch
 
 import pytest
 
 from omniq_conformance.servers import NatsServer
-from omniq_core import Claim, Outcome, Queue, Settlement, TaskFilter, TaskRecord, TaskState, Verb
+from omniq_core import (
+    Claim,
+    Outcome,
+    Queue,
+    ResultRecord,
+    Settlement,
+    TaskFilter,
+    TaskRecord,
+    TaskState,
+    Verb,
+)
 from omniq_nats import NatsBackend, NatsOptions, claiming
 from omniq_nats.connection import Client
-from omniq_nats.errors import Refused
-from omniq_nats.jetstream import CONFLICT, JetStream, head
+from omniq_nats.distance import Distance
+from omniq_nats.errors import ConnectionLost, Refused
+from omniq_nats.jetstream import CONFLICT, JetStream, Stored, head
 from omniq_nats.lines import bucket_of, payload
 
 Make = Callable[..., NatsBackend]
@@ -249,6 +260,146 @@ def test_a_claimer_that_slept_before_it_took_its_tasks_takes_none(
             for task in await queue.get(ids(records)):
                 assert task is not None
                 assert task.state is TaskState.SUCCEEDED
+
+    asyncio.run(main())
+
+
+# --- what is done for many at once ---------------------------------------------------------------------------------
+
+
+def test_a_purge_takes_out_a_claims_hints_and_nobody_elses(
+    nats_server: NatsServer, backend_at: Make, tasks: Tasks
+) -> None:
+    purged: list[int] = []
+    begin_purge = JetStream.begin_purge
+
+    async def counted(streams: JetStream, stream: str, subject: str, before: int) -> object:
+        purged.append(before)
+        return await begin_purge(streams, stream, subject, before)
+
+    async def main() -> None:
+        async with backend_at(nats_server.url) as backend, backend_at(nats_server.url) as other:
+            queue, lines = backend.queue(), backend._opened().tasks.lines
+            await queue.enqueue(tasks(2, delay_s=1000.0) + tasks(2, queue="other"))  # older, and elsewhere
+            records = tasks(500)
+            await queue.enqueue(records)
+            # The first hundred are dealt to somebody who is slow to claim them: so ours are not the oldest.
+            held = await other._opened().tasks.lines.deal("q", 0, 100)
+            found = await claim(queue, 200)
+            assert ids(found) == ids(records[100:300])
+            assert not purged
+            assert await ready(queue) == (300, 2, 200)
+            # Without theirs, and with ours gone, the next are.
+            await other._opened().tasks.lines.give_back(held)
+            assert ids(await claim(queue, 100)) == ids(records[:100])
+            assert len(purged) == 1
+            assert await ready(queue) == (200, 2, 300)
+            # One in between that is not ours: a task that was cancelled, and another that came instead.
+            await queue.cancel([records[350].id])
+            found = await claim(queue, 199)
+            assert ids(found) == ids(records[300:350] + records[351:])
+            assert len(purged) == 1
+            await give_back(queue, found)
+            assert await ready(queue) == (199, 2, 300)
+            [stats] = await queue.stats(["other"])
+            assert stats.ready == 2
+            await lines.settle_counts()
+
+    with patch.object(JetStream, "begin_purge", counted):
+        asyncio.run(main())
+
+
+def test_hints_that_a_purge_did_not_reach_start_no_task_twice(
+    nats_server: NatsServer, backend_at: Make, tasks: Tasks
+) -> None:
+    async def lost(*_: object) -> object:
+        purge = asyncio.get_running_loop().create_future()
+        purge.set_exception(ConnectionLost("the connection broke"))
+        return purge
+
+    async def main() -> None:
+        async with backend_at(nats_server.url) as backend, backend_at(nats_server.url) as other:
+            queue, lines = backend.queue(), other._opened().tasks.lines
+            records = tasks(100)
+            await queue.enqueue(records)
+            with patch.object(JetStream, "begin_purge", lost), patch("omniq_nats.lines.DEAL_S", 1):
+                found = await claim(queue)
+                assert ids(found) == ids(records)
+            # They are dealt again, to somebody else, who finds their tasks running, or over, and drops them.
+            await give_back(queue, found[:50], Verb.SUCCEED)
+            async with asyncio.timeout(20):
+                while (await lines.look(["q"]))[0].lines:
+                    assert await claim(other.queue()) == []
+            await give_back(queue, found[50:], Verb.SUCCEED)
+            assert await ready(queue) == (0, 0, 0)
+
+    asyncio.run(main())
+
+
+def test_documents_lie_as_far_from_their_hints_as_those_before_or_nobody_can_tell() -> None:
+    distance = Distance()
+    assert distance.likely is None
+    distance.learn([(10, 110), (11, 111)])
+    assert distance.likely is None, "once may be chance"
+    distance.learn([(15, 115)])
+    assert distance.likely == 100
+    distance.learn([])
+    assert distance.likely == 100
+    distance.learn([(16, 117)])
+    assert distance.likely is None
+    distance.learn([(17, 118)])
+    assert distance.likely == 101
+    distance.learn([(18, 119), (19, 121)])
+    assert distance.likely is None
+
+
+@pytest.mark.parametrize("wrong", [-3, -1, 1, 7, 10_000])
+def test_a_document_that_does_not_lie_where_it_was_guessed_is_found_all_the_same(
+    nats_server: NatsServer, backend_at: Make, tasks: Tasks, wrong: int
+) -> None:
+    async def main() -> None:
+        async with backend_at(nats_server.url) as backend:
+            queue, parts = backend.queue(), backend._opened()
+            # Beside documents lie queues, unique keys and results, and the documents of other tasks.
+            records = tasks(30) + tasks(1, unique_key="k") + tasks(30, queue="other") + tasks(30)
+            for record in records:
+                await queue.enqueue([record])
+            await backend.result_store().put([ResultRecord("else", 1, TaskState.SUCCEEDED, b"result")])
+            [hint] = await parts.tasks.lines.inside(parts.subjects.line("q", 0), 1)
+            [(seq, _)] = (await parts.tasks.read([hint.task_id])).values()
+            with patch.object(Distance, "likely", seq - hint.seq + wrong):
+                found = await claim(queue)
+            mine = [record for record in records if record.queue == "q"]
+            assert ids(found) == ids(mine)
+            await give_back(queue, found, Verb.SUCCEED)
+            assert {task and task.state for task in await queue.get(ids(mine))} == {TaskState.SUCCEEDED}
+            assert await ready(queue) == (0, 0, 0)
+
+    asyncio.run(main())
+
+
+def test_tasks_of_one_batch_are_read_by_their_places_and_not_by_their_names(
+    nats_server: NatsServer, backend_at: Make, tasks: Tasks
+) -> None:
+    asked: list[int] = []
+    newest = JetStream.newest
+
+    async def counted(
+        streams: JetStream, stream: str, subjects: Sequence[str], **more: bool
+    ) -> dict[str, Stored]:
+        asked.append(len(subjects))
+        return await newest(streams, stream, subjects, **more)
+
+    async def main() -> None:
+        async with backend_at(nats_server.url) as backend:
+            queue = backend.queue()
+            records = tasks(400)
+            await queue.enqueue(records)
+            with patch.object(JetStream, "newest", counted):
+                found = [task for _ in range(4) for task in await claim(queue, 100)]
+            assert ids(found) == ids(records)
+            assert sum(asked) < 300, "after two readings of a hundred, it is known where the others lie"
+            await give_back(queue, found, Verb.SUCCEED)
 
     asyncio.run(main())
 

@@ -15,7 +15,8 @@ import msgspec
 
 from omniq_core import Claim
 from omniq_core import Lease as Owned
-from omniq_nats.documents import EXPIRED, OVER, PENDING, RUNNING, Document
+from omniq_nats.distance import Distance
+from omniq_nats.documents import EXPIRED, OVER, PENDING, RUNNING, Document, decode_if
 from omniq_nats.holdings import Entry, Held, Holding, Lease
 from omniq_nats.jetstream import CONFLICT
 from omniq_nats.lines import PEEK, Bucket, Hint, Line, Look
@@ -38,6 +39,7 @@ class Claiming:
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
+        self._distance = Distance()
 
     async def claim(
         self, queues: Sequence[str], *, max_tasks: int, lease_s: float, worker_id: str, claim_id: str
@@ -110,7 +112,7 @@ class Claiming:
         take or change."""
         tasks = self._tasks
         async with reading:
-            versions = await tasks.read([entries[i].task_id for i in places], fresh=False)
+            versions = await self._read([hints[i] for i in places])
         holding = await begun
         if holding is None:
             return [], []
@@ -155,6 +157,26 @@ class Claiming:
                 else:
                     lost.append(index)
         return [claims[index] for index in sorted(claims)], lost
+
+    async def _read(self, hints: Sequence[Hint]) -> dict[str, Version]:
+        """The documents of hints, those that exist. They may be old: a compare-and-set follows."""
+        tasks = self._tasks
+        versions: dict[str, Version] = {}
+        distance = self._distance.likely
+        if distance is not None:
+            guesses = [hint.seq + distance for hint in hints]
+            for hint, seq, payload in zip(
+                hints, guesses, await tasks.js.bare(tasks.subjects.tasks, guesses), strict=True
+            ):
+                document = None if payload is None else decode_if(payload)
+                if document is not None and document.id == hint.task_id:
+                    versions[document.id] = (seq, document)
+        missing = [hint.task_id for hint in hints if hint.task_id not in versions]
+        versions.update(await tasks.read(missing, fresh=False))
+        self._distance.learn(
+            [(hint.seq, versions[hint.task_id][0]) for hint in hints if hint.task_id in versions]
+        )
+        return versions
 
     # --- what may be taken --------------------------------------------------------------------------------------
 

@@ -22,7 +22,17 @@ from omniq_core import (
     TooLarge,
 )
 
-__all__ = ["EXPIRED", "WORKER_LOST", "Document", "decode", "encode", "result_of", "snapshot", "ttl_of"]
+__all__ = [
+    "EXPIRED",
+    "WORKER_LOST",
+    "Document",
+    "decode",
+    "decode_if",
+    "encode",
+    "result_of",
+    "snapshot",
+    "ttl_of",
+]
 
 WORKER_LOST = "its worker was lost: the lease ended"
 EXPIRED = "its time to live passed before it was started"
@@ -73,6 +83,14 @@ class Document(msgspec.Struct, array_like=True, gc=False):
 
 encode = msgspec.msgpack.Encoder().encode
 decode = msgspec.msgpack.Decoder(Document).decode
+
+
+def decode_if(payload: bytes) -> Document | None:
+    """The document, if it is one."""
+    try:
+        return decode(payload)
+    except msgspec.MsgspecError:
+        return None
 
 
 def check(record: TaskRecord) -> None:

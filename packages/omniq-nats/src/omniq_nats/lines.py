@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from omniq_nats.clock import ServerClock
+from omniq_nats.connection import Reply, forget
 from omniq_nats.errors import ConnectionLost, NotThere
 from omniq_nats.jetstream import AT_ONCE, JetStream, Stored
 from omniq_nats.subjects import Subjects, text_of
@@ -25,6 +26,8 @@ STEPS_MS = (
     (100_000_000, 1_000_000),
 )
 FARTHEST_STEP_MS = 10_000_000
+MANY = 64
+"""From so many hints on a purge costs less than as many acknowledgements."""
 PEEK = 256
 """How many of those that came back are looked at together, to take the oldest first."""
 
@@ -99,8 +102,9 @@ class Lines:
         self._subjects = subjects
         self._stream = subjects.lines
         self._clock = clock
-        self._dealers: set[str] = set()
+        self._dealers: dict[str, str] = {}
         self._unheard: dict[bytes, bytes] = {}
+        self._purges: set[asyncio.Future[list[Reply]]] = set()
 
     # --- time ---------------------------------------------------------------------------------------------------
 
@@ -232,9 +236,10 @@ class Lines:
         return hints
 
     async def _make_dealer(self, name: str, queue: str, priority: int) -> None:
+        line = self._subjects.line(queue, priority)
         config = {
             "durable_name": name,
-            "filter_subject": self._subjects.line(queue, priority),
+            "filter_subject": line,
             "ack_policy": "explicit",
             "ack_wait": DEAL_S * 10**9,
             "max_ack_pending": 100_000,
@@ -245,7 +250,7 @@ class Lines:
         }
         body = {"stream_name": self._stream, "config": config}
         await self._js.api(f"CONSUMER.DURABLE.CREATE.{self._stream}.{name}", body)
-        self._dealers.add(name)
+        self._dealers[name] = line
 
     def forget_dealers(self) -> None:
         """After a new connection: the server may be another, or have forgotten them."""
@@ -255,13 +260,36 @@ class Lines:
     async def done(self, hints: Iterable[Hint]) -> None:
         """Takes hints out for good that were dealt or read."""
         by_dealer, read = _by_dealer(hints)
-        for dealer, places in by_dealer.items():
-            await self._js.acknowledge(places, wait=False)
-            self._unheard[dealer] = places[-1]
+        for dealer, dealt in by_dealer.items():
+            if not await self._purge(dealer, dealt):
+                await self._js.acknowledge([hint.place for hint in dealt], wait=False)
+                self._unheard[dealer] = dealt[-1].place
         await self.drop(read)
 
+    async def _purge(self, dealer: bytes, hints: Sequence[Hint]) -> bool:
+        """Takes hints of one line out by one request, if they are its oldest and no other stands between them; whether.
+
+        It costs the server a quarter of as many acknowledgements. Nobody else's is among them: all that are there are ours,
+        and one that is put in later has a higher sequence.
+        """
+        subject = self._dealers.get(dealer[:-1].rpartition(b".")[2].decode())
+        if len(hints) < MANY or subject is None:
+            return False
+        first = hints[0].seq
+        if [hint.seq for hint in hints] != list(range(first, first + len(hints))):
+            return False
+        if await self._js.first(self._stream, subject) != first:
+            return False
+        purge = await self._js.begin_purge(self._stream, subject, first + len(hints))
+        forget(purge)  # if it fails they are dealt again, and dropped by whoever meets them
+        self._purges.add(purge)
+        purge.add_done_callback(self._purges.discard)
+        return True
+
     async def settle_counts(self) -> None:
-        """Returns when the server has heard all that we acknowledged: then its counts are right."""
+        """Returns when the server has heard what we took out: then its counts are right."""
+        while self._purges:
+            await asyncio.wait(self._purges)
         while self._unheard:
             _, place = self._unheard.popitem()
             await self._js.acknowledge([place])
@@ -280,7 +308,9 @@ class Lines:
     async def give_back(self, hints: Sequence[Hint]) -> None:
         """Gives dealt hints back: they are dealt first again, in this order."""
         by_dealer, _ = _by_dealer(hints)
-        await asyncio.gather(*(self._js.acknowledge(places, b"-NAK") for places in by_dealer.values()))
+        await asyncio.gather(
+            *(self._js.acknowledge([hint.place for hint in dealt], b"-NAK") for dealt in by_dealer.values())
+        )
 
     # --- pausing ------------------------------------------------------------------------------------------------
 
@@ -293,11 +323,11 @@ class Lines:
         )
 
 
-def _by_dealer(hints: Iterable[Hint]) -> tuple[dict[bytes, list[bytes]], list[int]]:
-    """The places of dealt hints, by who dealt them; and the sequences of those that were read."""
-    found: dict[bytes, list[bytes]] = {}
+def _by_dealer(hints: Iterable[Hint]) -> tuple[dict[bytes, list[Hint]], list[int]]:
+    """Dealt hints, by who dealt them; and the sequences of those that were read."""
+    found: dict[bytes, list[Hint]] = {}
     read: list[int] = []
-    dealer, places = b".", []  # of the hint before: they come in long runs
+    dealer, dealt = b".", []  # of the hint before: they come in long runs
     for hint in hints:
         place = hint.place
         if not place:
@@ -305,8 +335,8 @@ def _by_dealer(hints: Iterable[Hint]) -> tuple[dict[bytes, list[bytes]], list[in
             continue
         if not place.startswith(dealer):
             dealer = place.rsplit(b".", 5)[0] + b"."
-            places = found.setdefault(dealer, [])
-        places.append(place)
+            dealt = found.setdefault(dealer, [])
+        dealt.append(hint)
     return found, read
 
 
