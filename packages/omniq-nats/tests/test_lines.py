@@ -322,7 +322,7 @@ def test_hints_that_a_purge_did_not_reach_start_no_task_twice(
             queue, lines = backend.queue(), other._opened().tasks.lines
             records = tasks(100)
             await queue.enqueue(records)
-            with patch.object(JetStream, "begin_purge", lost), patch("omniq_nats.lines.DEAL_S", 1):
+            with patch.object(JetStream, "begin_purge", lost):
                 found = await claim(queue)
                 assert ids(found) == ids(records)
             # They are dealt again, to somebody else, who finds their tasks running, or over, and drops them.
@@ -333,7 +333,8 @@ def test_hints_that_a_purge_did_not_reach_start_no_task_twice(
             await give_back(queue, found[50:], Verb.SUCCEED)
             assert await ready(queue) == (0, 0, 0)
 
-    asyncio.run(main())
+    with patch("omniq_nats.lines.DEAL_S", 1):
+        asyncio.run(main())
 
 
 def test_documents_lie_as_far_from_their_hints_as_those_before_or_nobody_can_tell() -> None:
