@@ -260,6 +260,19 @@ def expect_no_thread() -> None:
 # --- clerks ----------------------------------------------------------------------------------------------------------
 
 
+def test_the_threads_in_which_a_clerk_had_work_done_end_before_it_does(tmp_path: Path) -> None:
+    # Else the process would wait for them at its end, under gevent for ever.
+    async def main() -> None:
+        before = set(threading.enumerate())
+        async with FileBackend(base_dir=f"local://{tmp_path}/q", single_process=True) as backend:
+            await backend.queue().enqueue([record("t")])
+            helpers = [t for t in threading.enumerate() if t not in before and t.name.startswith("asyncio_")]
+            assert helpers
+        assert not any(helper.is_alive() for helper in helpers)
+
+    asyncio.run(main())
+
+
 def test_backends_of_a_process_on_one_place_share_a_clerk_until_the_last_is_closed(tmp_path: Path) -> None:
     async def main() -> None:
         backends = [FileBackend(base_dir=str(tmp_path)) for _ in range(3)]

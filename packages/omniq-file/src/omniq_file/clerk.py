@@ -177,6 +177,9 @@ class Clerk:
                 self._is_over = True
                 ended, self._ended = self._ended, deque()
             self._refuse_rest()
+            # Its threads end before this one does: under gevent they are greenlets of this thread's hub, which goes with it,
+            # and the process would wait for them at its end for ever.
+            loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
             for waiting, future in ended:
                 _call(waiting, future, True)
