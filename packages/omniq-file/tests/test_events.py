@@ -124,6 +124,23 @@ def test_events_of_many_appenders_come_once_each_and_in_one_order_for_all(tmp_pa
     asyncio.run(main())
 
 
+def test_an_id_that_was_truncated_and_came_again_is_known_until_it_goes_again() -> None:
+    def append(*ids: str) -> list[Any]:
+        return [(APPEND, [(id_, "t", "x", 0.0, "", "", None, 1) for id_ in ids])]
+
+    live, restored = EventMachine(), EventMachine()
+    live.apply(1, 0.0, (20,), append("a", "b"), 0, 0)
+    live.apply(2, 0.0, (20,), [(TRUNCATE, 1, 1)], 0, 0)
+    live.apply(3, 0.0, (20,), append("a"), 0, 0)
+    for _ in restored.restore(live.save()):
+        pass
+    for machine in (live, restored):
+        assert machine.apply(4, 0.0, (20,), append("a"), 0, 0) == [[Outcome.DUPLICATE]]
+        machine.apply(5, 0.0, (20,), [(TRUNCATE, 2, 0)], 0, 0)
+        assert machine.apply(6, 0.0, (20,), append("a"), 0, 0) == [[Outcome.DUPLICATE]]
+        assert machine.count == 1
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.lists(st.integers(0, 30), min_size=1, max_size=5)),

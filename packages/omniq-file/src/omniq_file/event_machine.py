@@ -129,7 +129,8 @@ class EventMachine:
             if len(batch.digests) > left:
                 break
             left -= len(batch.digests)
-            self._ids.difference_update(batch.digests)
+            # Not what was truncated before: an id of these may have come again since.
+            self._ids.difference_update(batch.digests[0 if whole else self.skip :])
             whole += 1
         del self.batches[:whole]
         start = 0 if whole else self.skip
@@ -152,11 +153,9 @@ class EventMachine:
         self.skip, self.count = _decode(next(parts))
         for part in parts:
             for number, youngest, digests in _decode(part):
+                self._ids.update(digests[0 if self.batches else self.skip :])
                 self.batches.append(Batch(number, youngest, array("Q", digests)))
-                self._ids.update(digests)
             yield
-        if self.batches:
-            self._ids.difference_update(self.batches[0].digests[: self.skip])
 
 
 _encode = msgspec.msgpack.Encoder().encode
