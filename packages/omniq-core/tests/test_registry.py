@@ -217,3 +217,39 @@ def test_a_distribution_that_is_seen_twice_counts_once(install: Install, tmp_pat
     sys.path.append(str(copy))
     BACKENDS.refresh()
     assert backend_class("acme")
+
+
+def test_a_release_that_another_one_hides_offers_nothing(install: Install, tmp_path: Path) -> None:
+    install("acme-omniq", "acme", "acme_hidden", WORKING.format(version=(0, 1)))
+    older = tmp_path / "older"
+    older.mkdir()
+    info = (tmp_path / "acme_omniq-1.5.dist-info").rename(older / "acme_omniq-1.4.dist-info")
+    (info / "entry_points.txt").write_text("[omniq.backends]\nformer = acme_hidden:AcmeBackend\n")
+    install("acme-omniq", "acme", "acme_hidden", None)
+    sys.path.append(str(older))
+    BACKENDS.refresh()
+    assert "acme" in BACKENDS.names()
+    assert "former" not in BACKENDS.names()
+
+
+def test_what_is_left_of_a_distribution_that_was_removed_offers_nothing(
+    install: Install, tmp_path: Path
+) -> None:
+    install("acme-omniq", "acme", "acme_left", WORKING.format(version=(0, 1)))
+    install("good-omniq", "good", "acme_stays", WORKING.format(version=(0, 1)))
+    (tmp_path / "acme_omniq-1.5.dist-info" / "METADATA").unlink()
+    BACKENDS.refresh()
+    assert "acme" not in BACKENDS.names()
+    assert backend_class("good")
+
+
+def test_registries_of_other_groups_see_what_was_installed_after_a_refresh(
+    install: Install, tmp_path: Path
+) -> None:
+    things: Registry[object] = Registry("acme.things", "thing")
+    assert things.names() == []
+    install("acme-omniq", "acme", "acme_thing", WORKING.format(version=(0, 1)))
+    points = tmp_path / "acme_omniq-1.5.dist-info" / "entry_points.txt"
+    points.write_text(f"{points.read_text()}[acme.things]\none = acme_thing:AcmeBackend\n")
+    things.refresh()
+    assert [str(info) for info in things] == ["acme-omniq 1.5 (acme_thing:AcmeBackend)"]

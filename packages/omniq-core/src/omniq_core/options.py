@@ -26,6 +26,7 @@ import os
 import re
 import urllib.parse
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -231,6 +232,12 @@ def convert_option(
         ) from error
 
 
+# To read every annotation anew is half of the time in which a backend is made.
+@lru_cache
+def _fields(options_type: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(options_type)
+
+
 def build_options(
     owner: str,
     options_type: type[O],
@@ -246,7 +253,7 @@ def build_options(
     Raises:
         OptionError: an unknown key (with a suggestion), a value of the wrong type, or one that the struct refuses.
     """
-    fields = {field.name: field for field in msgspec.structs.fields(options_type)}
+    fields = {field.name: field for field in _fields(options_type)}
     aliases: Mapping[str, str] = getattr(options_type, "aliases", {})
     values: dict[str, Any] = {}
     places: list[str] = []
@@ -288,7 +295,7 @@ def options_from_env(
 ) -> BackendOptions:
     """The options that ``PREFIX`` + the option's name in capitals hold; other variables are not looked at."""
     environ = os.environ if environ is None else environ
-    names = [field.name for field in msgspec.structs.fields(options_type)]
+    names = [field.name for field in _fields(options_type)]
     sources = [
         (f"the environment variable {prefix}{name.upper()}", {name: environ[prefix + name.upper()]}, True)
         for name in names
