@@ -15,13 +15,18 @@ from omniq_core import Backend
 from omniq_file import FileBackend
 from omniq_file.shelves.store_errors import CannotConnect, ConnectionLost, NoAnswer, Refused
 
+SHARE = 10
+"""How many namespaces lie in one bucket."""
+
 
 class OnObjects(BackendSuite):
     __test__ = False
     server: ClassVar[ObjectStore]
     scheme: ClassVar[str]
-    buckets: ClassVar[dict[str, str]]
-    """One for each test, since the test servers read a whole bucket for each listing."""
+    buckets: ClassVar[list[str]]
+    places: ClassVar[dict[str, str]]
+    """The bucket of each namespace. Some share one, as projects do, but few: the test servers read a whole bucket for each
+    listing."""
     known: ClassVar[Mapping[str, str]] = {}
     """What the operator of that server knows about it."""
     timeout_s = 30.0
@@ -34,10 +39,12 @@ class OnObjects(BackendSuite):
         yield FileBackend.from_url(self.url_for(env), clock=env.clock)
 
     def url_for(self, env: Env) -> str:
-        bucket = self.buckets.get(env.namespace)
+        bucket = self.places.get(env.namespace)
         if bucket is None:
-            bucket = self.buckets[env.namespace] = fresh_name().replace("_", "-")
-            self.server.make_bucket(bucket)
+            if len(self.places) % SHARE == 0:
+                self.buckets.append(fresh_name().replace("_", "-"))
+                self.server.make_bucket(self.buckets[-1])
+            bucket = self.places[env.namespace] = self.buckets[-1]
         name, secret = self.server.login
         who = {
             "s3": {"key": name, "secret": secret},
@@ -55,10 +62,11 @@ class OnObjects(BackendSuite):
     @classmethod
     @contextmanager
     def on(cls, server: ObjectStore) -> Iterator[None]:
-        cls.server, cls.buckets = server, {}
+        cls.server, cls.buckets, cls.places = server, [], {}
         yield
-        for bucket in cls.buckets.values():
-            server.drop_bucket(bucket)
+        if not server.is_ours:  # ours takes everything with it
+            for bucket in cls.buckets:
+                server.drop_bucket(bucket)
 
     def native_errors(self) -> Mapping[BaseException, str]:
         return {

@@ -2,27 +2,34 @@
 
 moto looks whether a key is there and then writes it, in one of many threads: two writers with ``If-None-Match: *`` may both
 win. S3 itself lets exactly one of them win, so here requests are carried out one at a time.
+
+werkzeug closes the connection after each request and waits 10 ms for whatever else might come. S3 keeps connections, and so
+does this server: nobody pays for a new connection and a new thread with each request, and clients are tried on connections
+that were kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
 from moto.s3.responses import S3Response
+from werkzeug.exceptions import InternalServerError
 from werkzeug.serving import run_simple
+from werkzeug.test import run_wsgi_app
 
 _one_at_a_time = threading.Lock()
 
 
 def _exclusive(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: S3Response, request: Any, *arguments: Any) -> Any:
-        request.get_data()  # the body, before the lock is taken: a client may be slow
         with _one_at_a_time:
             return method(self, request, *arguments)
 
@@ -53,6 +60,37 @@ def _named_once(application: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+class _Handler(MotoRequestHandler):
+    """One connection, until the client closes it."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # an answer is one segment
+
+    def run_wsgi(self) -> None:
+        self.environ = environ = self.make_environ()
+        # Read to its end before anything is answered: what follows on the connection is the next request.
+        length = -1 if environ.get("wsgi.input_terminated") else int(environ.get("CONTENT_LENGTH") or 0)
+        environ["wsgi.input"] = io.BytesIO(environ["wsgi.input"].read(length))
+        try:
+            parts, status, headers = run_wsgi_app(self.server.app, environ, buffered=True)
+        except Exception:
+            self.log_error("%s", traceback.format_exc())
+            parts, status, headers = run_wsgi_app(InternalServerError(), environ, buffered=True)
+        content = b"".join(parts)
+        code, _, reason = status.partition(" ")
+        # The length that it may tell then is of a body that is not sent.
+        bare = self.command == "HEAD" or code in ("204", "304")
+        if not bare:
+            headers["Content-Length"] = str(len(content))
+        self.send_response(int(code), reason)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not bare:
+            self.wfile.write(content)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", required=True)
@@ -70,7 +108,7 @@ def main() -> None:
         # S3 alone: moto's own dispatcher lists the folders of all services for each request, a quarter of its time.
         _named_once(create_backend_app("s3")),
         threaded=True,
-        request_handler=MotoRequestHandler,
+        request_handler=_Handler,
     )
 
 

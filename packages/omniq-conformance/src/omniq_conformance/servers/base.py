@@ -120,9 +120,9 @@ class _Care:
 _care = _Care()
 
 
-def temporary_folder(kind: str) -> Path:
-    """A new folder that vanishes when this process ends, however it ends."""
-    folder = Path(tempfile.mkdtemp(prefix=f"omniq-{kind}-"))
+def temporary_folder(kind: str, within: str | None = None) -> Path:
+    """A new folder that vanishes when this process ends, however it ends; in the system's place for such, or in another."""
+    folder = Path(tempfile.mkdtemp(prefix=f"omniq-{kind}-", dir=within))
     _care.tell(f"/ {folder}")
     return folder
 
@@ -183,6 +183,10 @@ class Server(ABC):
         return cls(profile, settings=settings, external=os.environ.get(cls.variable) or None)
 
     # What each kind of server says about itself.
+
+    def _new_folder(self) -> Path:
+        """Where its data, its log and its temporary files will be."""
+        return temporary_folder(self.kind)
 
     @abstractmethod
     def _prepare(self, folder: Path) -> None:
@@ -392,7 +396,7 @@ class Server(ABC):
     def _start(self) -> None:
         folder = self._folder
         if folder is None:
-            folder = self._folder = temporary_folder(self.kind)
+            folder = self._folder = self._new_folder()
             self._give(folder)
             self._prepare(folder)
         first = self._port is None

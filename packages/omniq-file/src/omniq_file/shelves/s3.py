@@ -9,6 +9,7 @@ already" (412) and "invalid argument" into the same ``OSError(EINVAL)``.
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import random
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ class S3Shelf(ObjectShelf):
             _descriptions().load_service_model("s3", kind)
         for name in ("endpoints", "partitions", "sdk-default-configuration"):
             _descriptions().load_data(name)
+        _hooks()
 
     async def _connect(self) -> None:
         import s3fs  # type: ignore[import-untyped]
@@ -67,7 +69,9 @@ class S3Shelf(ObjectShelf):
             more["verify"] = (
                 False  # there are no certificates; else the system's are read for each client, for 30 ms
             )
-        session = AioSession(profile=options.profile or None)
+        session = AioSession(
+            profile=options.profile or None, event_hooks=copy.copy(_hooks()), include_builtin_handlers=False
+        )
         session.register_component("data_loader", _descriptions())
         files = s3fs.S3FileSystem(
             asynchronous=True,  # on this event loop, not on fsspec's thread
@@ -206,6 +210,18 @@ def _descriptions() -> Any:
     from botocore.loaders import create_loader  # type: ignore[import-untyped]
 
     return create_loader()
+
+
+@functools.cache
+def _hooks() -> Any:
+    """What botocore itself does at each event, put together once in a process: it inspects a hundred signatures for that.
+    To be copied, as botocore does for each client, and not to be used."""
+    from aiobotocore.hooks import AioHierarchicalEmitter  # type: ignore[import-untyped]
+    from aiobotocore.session import AioSession
+
+    hooks = AioHierarchicalEmitter()
+    AioSession(event_hooks=hooks)
+    return hooks
 
 
 def _status(error: Any) -> int:
