@@ -6,6 +6,7 @@ Nothing here hides an answer: each helper returns what the backend said, or fail
 from __future__ import annotations
 
 import itertools
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ class Hand:
     @staticmethod
     def new_id(prefix: str = "t") -> str:
         """An id that no other test has: on a shared server, tests must not meet."""
-        return f"{prefix}-{next(_numbers)}-{uuid.uuid4().hex[:8]}"
+        return f"{prefix}-{next(_numbers)}-{os.urandom(4).hex()}"
 
     def record(self, **fields: Any) -> TaskRecord:
         """A task with defaults for what the check does not care about."""

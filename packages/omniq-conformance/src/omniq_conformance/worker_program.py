@@ -1,13 +1,9 @@
-"""The program whose tasks a :class:`~omniq_conformance.worker_suite.WorkerSuite` has run, as text: the worker under test
-imports it, as it would a user's, in a process of its own. The suite itself knows ``omniq`` only by what such processes say.
+"""Two programs, as text, since the suite for workers knows ``omniq`` only by what processes of its own say."""
 
-Started by itself it is the client: it reads one request a line, and answers each with a line.
-"""
-
-__all__ = ["PROGRAM"]
+__all__ = ["CLIENT", "PROGRAM"]
 
 PROGRAM = '''
-import asyncio, json, os, sys, time
+import asyncio, json, os, time
 from omniq import OmniQ, current_task
 
 oq = OmniQ(os.environ["OMNIQ_SUITE_URL"])
@@ -60,21 +56,33 @@ async def coroutine_failure(kind):
 
 @oq.task
 def plain_blocker(seconds):
+    import ctypes
+
+    hold = ctypes.PyDLL(None).usleep  # keeps the interpreter to itself, as a computation does, without its heat
     note("started")
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        pass
+        hold(10_000)
 
 
 @oq.task
 async def coroutine_blocker(seconds):
     plain_blocker.func(seconds)
+'''
+"""``suite_program``: the tasks that a :class:`~omniq_conformance.worker_suite.WorkerSuite` has run. The worker under test
+imports it, as it would a user's."""
+
+CLIENT = """
+import json, sys
+from omniq import OmniQ
+import suite_program
 
 
-def answer(verb, *values):
+def answer(oq, verb, *values):
     if verb == "enqueue":
-        names = {task.name.partition(":")[2]: task.name for task in oq.registry}
-        calls = [{"func": names[name], "func_args": args, **options} for name, args, options in values[0]]
+        calls = [
+            {"func": getattr(suite_program, name), "func_args": args, **options} for name, args, options in values[0]
+        ]
         return oq.enqueue_many(calls)
     if verb == "results":
         ids, timeout = values
@@ -93,9 +101,14 @@ def answer(verb, *values):
     raise ValueError(verb)
 
 
-if __name__ == "__main__":
-    import suite_program  # the tasks are named after the module as the worker imports it
-
-    for line in sys.stdin:
-        print(json.dumps(suite_program.answer(*json.loads(line))), flush=True)
-'''
+oq, of = None, None
+for line in sys.stdin:
+    url, *request = json.loads(line)
+    if url != of:
+        if oq is not None:
+            oq.close()
+        oq, of = OmniQ(url), url
+    print(json.dumps(answer(oq, *request)), flush=True)
+"""
+"""What enqueues them and looks: it reads one request a line (the URL of a storage, what is asked, its values), and answers
+each with a line."""

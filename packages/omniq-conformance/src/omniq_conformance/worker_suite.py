@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from omniq_conformance.worker_program import PROGRAM
+from omniq_conformance.worker_program import CLIENT, PROGRAM
 
 __all__ = ["Stage", "WorkerSuite"]
 
@@ -31,17 +31,68 @@ LEASE_S = 1.0
 KINDS = ["plain", "coroutine"]
 
 
+class Client:
+    """A process that enqueues and looks. It serves one test after the other: it is not what they are about, and to start one
+    for each took a third of their time.
+
+    Args:
+        folder: for the program with the tasks.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "suite_program.py").write_text(PROGRAM, "utf-8")
+        self.program_path = str(folder)
+        """Where ``suite_program`` can be imported from."""
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, url: str, verb: str, *values: Any) -> Any:
+        """What it answers about a storage."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", CLIENT],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMNIQ_SUITE_URL": url, "PYTHONPATH": self.program_path},
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(json.dumps([url, verb, *values]), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+            assert line, f"the client has failed, see above; it was asked to {verb}"
+            return json.loads(line)
+        except BaseException:
+            self.close()  # the next test must not get what this one was to be told
+            raise
+
+    def close(self) -> None:
+        """Ends it; the next question starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+
+
 class Stage:
     """One storage with its program, a client of it, and workers.
 
     Args:
-        folder: for the program, the ledger and what the workers print.
+        folder: for the ledger and what the workers print.
         url: of the storage.
         command: what is called as ``omniq`` is.
+        client: who enqueues and looks.
     """
 
-    def __init__(self, folder: Path, url: str, command: Sequence[str], worker_type: str) -> None:
+    def __init__(
+        self, folder: Path, url: str, command: Sequence[str], worker_type: str, client: Client
+    ) -> None:
         self._folder = folder
+        self._url = url
+        self._client = client
         self._command = [
             *command,
             "worker",
@@ -53,28 +104,15 @@ class Stage:
         ]
         self._ledger = folder / "ledger"
         self._environment = {
-            **os.environ, "OMNIQ_SUITE_URL": url, "OMNIQ_SUITE_LEDGER": str(self._ledger), "PYTHONPATH": str(folder)
+            **os.environ, "OMNIQ_SUITE_URL": url, "OMNIQ_SUITE_LEDGER": str(self._ledger), "PYTHONPATH": client.program_path
         }  # fmt: skip
         self._workers: list[subprocess.Popen[bytes]] = []
-        (folder / "suite_program.py").write_text(PROGRAM, "utf-8")
-        self._client = subprocess.Popen(
-            [sys.executable, str(folder / "suite_program.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=self._environment,
-        )
 
     # --- the client ---------------------------------------------------------------------------------------------
 
     def ask(self, verb: str, *values: Any) -> Any:
         """What the client answers."""
-        assert self._client.stdin is not None
-        assert self._client.stdout is not None
-        print(json.dumps([verb, *values]), file=self._client.stdin, flush=True)
-        line = self._client.stdout.readline()
-        assert line, f"the client has failed, see above; it was asked to {verb}"
-        return json.loads(line)
+        return self._client.ask(self._url, verb, *values)
 
     def enqueue(self, *calls: tuple[str, list[Any]], **options: Any) -> list[str]:
         """Puts calls (a task's name, its arguments) into the queue; their ids."""
@@ -136,15 +174,11 @@ class Stage:
         )
 
     def close(self) -> None:
-        """Ends everything that was started."""
-        processes: list[subprocess.Popen[Any]] = [*self._workers, self._client]
-        for process in processes:
+        """Ends every worker that was started."""
+        for process in self._workers:
             if process.poll() is None:
                 process.kill()
             process.wait()
-        for stream in (self._client.stdin, self._client.stdout):
-            if stream is not None:
-                stream.close()
 
 
 class WorkerSuite:
@@ -179,9 +213,18 @@ class WorkerSuite:
             f"{type(self).__name__} must say which storage is worked on: def url(self, folder)"
         )
 
+    @pytest.fixture(scope="class")
+    @classmethod
+    def suite_client(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+        client = Client(tmp_path_factory.mktemp("suite_program"))
+        try:
+            yield client
+        finally:
+            client.close()
+
     @pytest.fixture
-    def stage(self, tmp_path: Path) -> Iterator[Stage]:
-        stage = Stage(tmp_path, self.url(tmp_path), self.command, self.worker_type)
+    def stage(self, tmp_path: Path, suite_client: Client) -> Iterator[Stage]:
+        stage = Stage(tmp_path, self.url(tmp_path), self.command, self.worker_type, suite_client)
         try:
             yield stage
         finally:
