@@ -1,4 +1,4 @@
-"""A worker process that dies where it is told to. Run by the tests as ``python program.py CONFIG``, CONFIG being JSON.
+"""A worker that dies where it is told to. ``parent.py`` runs it, each in a process of its own.
 
 It tells what it does by lines on its standard output, so that a test waits for a line and never for a time. What its tasks
 *did* is in the ledger, a file outside every store: one line for each effect, appended in one write.
@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from omniq.engine.signals import install
 from omniq.middleware import CallNext
 from omniq.workers import worker_class
 
-CONFIG: dict[str, Any] = json.loads(sys.argv[1]) if __name__ == "__main__" else {}
+CONFIG: dict[str, Any] = {}
 
 
 def say(*words: object) -> None:
@@ -149,5 +148,7 @@ async def main() -> None:
     await oq.close()
 
 
-if __name__ == "__main__":
+def run(config: dict[str, Any]) -> None:
+    """What a worker process does, until it is told to stop."""
+    CONFIG.update(config)
     asyncio.run(main())

@@ -2,41 +2,79 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-PROGRAM = Path(__file__).with_name("program.py")
+PROGRAM = Path(__file__).with_name("parent.py")
+
+
+class Parent:
+    """The process that all worker processes are forked from; see ``parent.py``."""
+
+    def __init__(self) -> None:
+        self._line, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, str(PROGRAM), str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            )
+        self._answers = self._line.makefile("rb")
+        self._lock = threading.Lock()
+        atexit.register(self._end)
+
+    def ask(self, what: str, argument: object, pipes: list[int]) -> Any:
+        """One request, and what is answered; the pipe that it is about goes with it."""
+        with self._lock:
+            socket.send_fds(self._line, [json.dumps([what, argument]).encode() + b"\n"], pipes)
+            answer = self._answers.readline()
+        assert answer, "the parent of the workers has died"
+        return json.loads(answer)
+
+    def _end(self) -> None:
+        self._answers.close()
+        self._line.close()
+        self._process.wait()
+
+
+@cache
+def parent() -> Parent:
+    """Started by the first test that needs a worker process."""
+    return Parent()
 
 
 class WorkerProcess:
     """One worker process, and the lines that it says."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), json.dumps(config)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ,
-        )
+        self._parent = parent()
+        reading, writing = os.pipe()
+        self._pid = self._parent.ask("start", config, [writing])
+        os.close(writing)
+        self._code: int | None = None
         self.said: list[str] = []
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(reading,), daemon=True)
         self._reader.start()
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.said.append(line.strip())
-            self._lines.put(line.strip())
+    def _read(self, reading: int) -> None:
+        with open(reading) as lines:
+            for line in map(str.strip, lines):
+                if line.startswith("ended "):  # said by its parent, when it is dead
+                    self._code = int(line.removeprefix("ended "))
+                else:
+                    self.said.append(line)
+                    self._lines.put(line)
         self._lines.put(None)
 
     def wait_for(self, word: str, timeout_s: float = 60) -> str:
@@ -48,7 +86,8 @@ class WorkerProcess:
                 return line
 
     def send(self, number: int) -> None:
-        self._process.send_signal(number)
+        """Sends it a signal, if it still runs."""
+        self._parent.ask("signal", [self._pid, number], [])
 
     def freeze(self) -> None:
         self.send(signal.SIGSTOP)
@@ -59,22 +98,19 @@ class WorkerProcess:
     def stop(self, timeout_s: float = 60) -> dict[str, Any]:
         """Stops it gracefully; what it reports."""
         self.send(signal.SIGTERM)
-        assert self._process.wait(timeout_s) == 0, f"it said {self.said}"
-        self._reader.join()
+        assert self.wait(timeout_s) == 0, f"it said {self.said}"
         report: dict[str, Any] = json.loads(self.said[-1].removeprefix("report "))
         return report
 
-    def wait(self) -> int:
-        return self._process.wait()
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """How it ended: 0, or the negative number of a signal. ``None`` if it still runs after this time."""
+        self._reader.join(timeout_s)
+        return self._code
 
     def end(self) -> None:
         """Kills it, if it still runs."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self.send(signal.SIGKILL)
+        self.wait()
 
 
 @contextmanager
@@ -110,7 +146,6 @@ class Crew:
                 if len(self._current) == self._size:
                     self._all_started.set()
             code = worker.wait()
-            worker.end()
             with self._lock:
                 self.deaths += code == -signal.SIGKILL and not self._dismissed
 
