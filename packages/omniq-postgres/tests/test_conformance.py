@@ -29,24 +29,30 @@ class TestPostgres(BackendSuite):
 
     @asynccontextmanager
     async def backend(self, env: Env, /) -> AsyncIterator[Backend]:
-        backend = PostgresBackend.from_url(
-            self.server.url, schema=env.namespace, clock=env.clock, **self.settings
-        )
-        self.used[env.namespace] += 1
+        schema = self.schema_of(env)
+        backend = PostgresBackend.from_url(self.server.url, schema=schema, clock=env.clock, **self.settings)
+        self.used[schema] += 1
         try:
             yield backend
         finally:
             await backend.close()
-            self.used[env.namespace] -= 1
-            if not self.used[env.namespace]:  # a test may have several backends on its schema
+            self.used[schema] -= 1
+            if not self.used[schema]:  # a test may have several backends on its schema
                 async with await psycopg.AsyncConnection.connect(
                     self.server.url, autocommit=True
                 ) as connection:
-                    await connection.execute("set client_min_messages = error")
-                    await connection.execute(f"drop schema if exists {env.namespace} cascade")
+                    await self.leave(connection, schema)
+
+    def schema_of(self, env: Env, /) -> str:
+        return env.namespace
+
+    async def leave(self, connection: psycopg.AsyncConnection[Any], schema: str) -> None:
+        """Nobody of the test uses the schema any more."""
+        await connection.execute("set client_min_messages = error")
+        await connection.execute(f"drop schema if exists {schema} cascade")
 
     def url_for(self, env: Env, /) -> str:
-        return f"{self.server.url}?schema={env.namespace}"
+        return f"{self.server.url}?schema={self.schema_of(env)}"
 
     @asynccontextmanager
     async def transaction(self, env: Env, /) -> AsyncIterator[object]:
@@ -62,16 +68,53 @@ class TestPostgres(BackendSuite):
 
     async def drop_connections(self, env: Env, /) -> None:
         async with await psycopg.AsyncConnection.connect(self.server.url, autocommit=True) as connection:
-            await connection.execute(
-                "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
-                "where pid <> pg_backend_pid() and backend_type = 'client backend'"
-            )
+            await self.end_sessions(connection)
+
+    @staticmethod
+    async def end_sessions(connection: psycopg.AsyncConnection[Any]) -> None:
+        await connection.execute(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+            "where pid <> pg_backend_pid() and backend_type = 'client backend'"
+        )
 
 
 @pytest.mark.slow  # the same suite once more
 class TestPollingPostgres(TestPostgres):
     settings = {"notify": False}  # noqa: RUF012
     histories = 5  # the same statements have thirty above; in a history nobody waits
+
+    spare: ClassVar[list[str]] = []
+    places: ClassVar[dict[str, str]] = {}
+
+    def schema_of(self, env: Env, /) -> str:
+        """A schema that an earlier test has left, emptied, since making the tables is most of what a test costs. A second
+        storage of one test gets a new one: there checks try what is not set up."""
+        if env.namespace not in self.places:
+            is_second = self.used.total() > 0
+            self.places[env.namespace] = self.spare.pop() if self.spare and not is_second else env.namespace
+        return self.places[env.namespace]
+
+    async def leave(self, connection: psycopg.AsyncConnection[Any], schema: str) -> None:
+        if self.spare or self.used.total() or not await self.empty(connection, schema):
+            await super().leave(connection, schema)
+        else:
+            self.spare.append(schema)
+
+    async def empty(self, connection: psycopg.AsyncConnection[Any], schema: str) -> bool:
+        """Deletes everything in a schema, after the last session that could still write to it was ended. Not one that has
+        grown: dead rows would slow the tests that follow."""
+        await self.end_sessions(connection)
+        rows = await connection.execute(
+            "select tablename, pg_total_relation_size(format('%%I.%%I', schemaname, tablename)) from pg_tables "
+            "where schemaname = %s",
+            [schema],
+        )
+        sizes = dict(await rows.fetchall())
+        if "meta" not in sizes or sum(sizes.values()) > 2_000_000:
+            return False
+        for table in sizes.keys() - {"meta"}:
+            await connection.execute(f"delete from {schema}.{table}")
+        return True
 
     def url_for(self, env: Env, /) -> str:
         return super().url_for(env) + "&notify=false"
