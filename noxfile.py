@@ -121,9 +121,9 @@ def wheel(name: str) -> Path:
 
 
 BESIDE = [
-    ["packages/omniq-postgres/tests", "packages/omniq-nats/tests", "packages/omniq-redis/tests"],
-    ["packages/omniq-file/tests"],
-    ["tests/crashes", "packages/omniq-gevent/tests"],
+    ["packages/omniq-postgres/tests", "packages/omniq-nats/tests"],
+    ["packages/omniq-file/tests", "packages/omniq-redis/tests", "packages/omniq-gevent/tests"],
+    ["tests/crashes"],
 ]
 """What is tested beside the rest: most of it waits for a server, a lease or a disk."""
 
