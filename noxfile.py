@@ -122,8 +122,8 @@ def wheel(name: str) -> Path:
 
 BESIDE = [
     ["packages/omniq-postgres/tests", "packages/omniq-nats/tests"],
-    ["packages/omniq-file/tests", "packages/omniq-redis/tests", "packages/omniq-gevent/tests"],
-    ["tests/crashes"],
+    ["packages/omniq-file/tests", "packages/omniq-gevent/tests"],
+    ["tests/crashes", "packages/omniq-redis/tests"],
 ]
 """What is tested beside the rest: most of it waits for a server, a lease or a disk."""
 
