@@ -17,11 +17,13 @@ gevent is never imported here: a process that has not loaded it is not patched.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
 import time
 from _queue import SimpleQueue
-from _thread import RLock
+from _thread import RLock, get_native_id
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -30,6 +32,10 @@ __all__ = ["Latch", "RLock", "SimpleQueue", "Thread", "is_patched", "make_latch"
 SLICE_S = 0.5
 """The longest wait in one piece, in seconds: a signal that arrives in the instant before the system call begins to wait does
 not end it, and would be seen only when it returns."""
+
+
+GONE_S = 1.0
+"""How long it is waited for that a thread which has done its work is gone, in seconds; it takes less than a millisecond."""
 
 
 def is_patched() -> bool:
@@ -172,6 +178,26 @@ def make_thread(target: Callable[..., object], *args: Any, name: str, daemon: bo
     return threading.Thread(target=target, args=args, name=name, daemon=daemon)
 
 
+_running: set[_UnpatchedThread] = set()
+_is_watching = False
+
+
+def _see_off_at_exit() -> None:
+    global _is_watching
+    if not _is_watching:
+        _is_watching = True
+        # Called by the main thread when it ends, the newest first: so after the portal, which closes what is open.
+        with contextlib.suppress(RuntimeError):  # it is ending already
+            threading._register_atexit(_see_off)  # type: ignore[attr-defined]
+
+
+def _see_off() -> None:
+    """Waits for threads that are just ending. Python would stop them within a greenlet, which greenlet does not survive."""
+    until = time.monotonic() + GONE_S
+    for thread in list(_running):
+        thread.join(max(0.0, until - time.monotonic()))
+
+
 class _UnpatchedThread:
     """A thread beside the hub's."""
 
@@ -181,12 +207,16 @@ class _UnpatchedThread:
         self._target = target
         self._args = args
         self._was_started = False
+        self._native_id = 0
         self._ended = make_latch()
 
     def start(self) -> None:
         if self._was_started:
             raise RuntimeError("threads can only be started once")
         self._was_started = True
+        _see_off_at_exit()
+        _running.difference_update([thread for thread in list(_running) if thread._is_gone()])
+        _running.add(self)
         try:
             # Two threads that make their first hubs at once hang in gevent 26.9: each imports gevent's event loop, under
             # import locks that are gevent's as well and need hubs. So this thread has its own before the other begins.
@@ -198,6 +228,7 @@ class _UnpatchedThread:
             raise
 
     def _run(self) -> None:
+        self._native_id = get_native_id()
         hub = sys.modules["gevent.hub"].get_hub()
         try:
             threading.current_thread().name = self.name
@@ -213,7 +244,16 @@ class _UnpatchedThread:
             self._ended.set()
 
     def join(self, timeout: float | None = None) -> None:
-        self._ended.wait(timeout)
+        if self._ended.wait(timeout) and self._native_id:
+            # It may still have greenlets to end. Only Linux tells when it is gone.
+            sleep = sys.modules["gevent.monkey"].get_original("time", "sleep")
+            until = time.monotonic() + GONE_S
+            while not self._is_gone() and time.monotonic() < until:
+                sleep(0.0005)
+            _running.discard(self)
+
+    def _is_gone(self) -> bool:
+        return self._ended.is_set() and not os.path.exists(f"/proc/self/task/{self._native_id}")
 
     def is_alive(self) -> bool:
         return self._was_started and not self._ended.is_set()
