@@ -32,8 +32,6 @@ __all__ = ["Latch", "RLock", "SimpleQueue", "Thread", "is_patched", "make_latch"
 SLICE_S = 0.5
 """The longest wait in one piece, in seconds: a signal that arrives in the instant before the system call begins to wait does
 not end it, and would be seen only when it returns."""
-
-
 GONE_S = 1.0
 """How long it is waited for that a thread which has done its work is gone, in seconds; it takes less than a millisecond."""
 
@@ -180,6 +178,8 @@ def make_thread(target: Callable[..., object], *args: Any, name: str, daemon: bo
 
 _running: set[_UnpatchedThread] = set()
 _is_watching = False
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_running.clear)  # a child of a fork has none of these threads
 
 
 def _see_off_at_exit() -> None:
