@@ -264,6 +264,49 @@ def test_a_claimer_that_slept_before_it_took_its_tasks_takes_none(
     asyncio.run(main())
 
 
+def test_what_a_late_claimer_takes_while_its_claim_is_taken_over_is_not_forgotten(
+    nats_server: NatsServer, backend_at: Make, tasks: Tasks
+) -> None:
+    """As when a server thaws: what a worker sent long ago is carried out in the midst of what others do about it."""
+
+    async def main() -> None:
+        async with backend_at(nats_server.url) as backend, backend_at(nats_server.url) as other:
+            queue, upkeep = backend.queue(), other.queue()
+            records = tasks(3)
+            await queue.enqueue(records)
+            kind = type(backend._opened().tasks)
+            change, make_pending = kind.change, kind.make_pending
+            taken: list[int] = []
+
+            async def slow(ours: object, changes: object, now: float) -> list[int]:
+                patched.stop()
+                await asyncio.sleep(0.2)
+
+                async def between(theirs: object, pending: object, at: float, **more: bool) -> list[int]:
+                    taken.extend(await change(ours, changes, now))  # type: ignore[arg-type]
+                    return await make_pending(theirs, pending, at, **more)  # type: ignore[arg-type]
+
+                with patch.object(kind, "make_pending", between):
+                    await upkeep.maintain()
+                return taken
+
+            patched = patch.object(kind, "change", slow)
+            patched.start()
+            late = await claim(queue, lease_s=0.1)
+            assert ids(late) == ids(records)
+            found: list[Claim] = []
+            async with asyncio.timeout(20):
+                while len(found) < 3:
+                    await upkeep.maintain()
+                    found += await claim(upkeep)
+            ends = [Settlement(c.lease, Verb.SUCCEED) for c in late]
+            assert await queue.settle(ends) == [Outcome.STALE] * 3
+            await give_back(upkeep, found, Verb.SUCCEED)
+            assert await ready(queue) == (0, 0, 0)
+
+    asyncio.run(main())
+
+
 # --- what is done for many at once ---------------------------------------------------------------------------------
 
 

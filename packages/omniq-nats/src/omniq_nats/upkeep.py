@@ -76,17 +76,15 @@ class Upkeep:
         answers: list[int] = []
         if final:
             answers += await tasks.change(final, now)
-        if pending:
-            answers += await tasks.make_pending(pending, now, returned=True)
-        if untouched:
-            await tasks.make_pending(untouched, now, returned=True)
+        if pending or untouched:
+            answers += await tasks.make_pending(pending + untouched, now, returned=True)
         done = [
             document
-            for (document, _), answer in zip(final + pending, answers, strict=True)
+            for (document, _), answer in zip(final + pending, answers, strict=False)
             if answer != CONFLICT
         ]
         if is_cut or CONFLICT in answers:
-            # The rest in the next round, by whoever comes.
+            # The rest in the next round, by whoever comes: also what its claimer has taken just now after all.
             await tasks.holdings.rewrite(
                 holding, holding.now[1], msgspec.structs.replace(marked, ends_at=now)
             )
