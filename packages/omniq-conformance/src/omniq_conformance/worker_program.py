@@ -3,7 +3,7 @@
 __all__ = ["CLIENT", "PROGRAM"]
 
 PROGRAM = '''
-import asyncio, json, os, time
+import asyncio, json, os, sys, time
 from omniq import OmniQ, current_task
 
 oq = OmniQ(os.environ["OMNIQ_SUITE_URL"])
@@ -58,11 +58,12 @@ async def coroutine_failure(kind):
 def plain_blocker(seconds):
     import ctypes
 
-    hold = ctypes.PyDLL(None).usleep  # keeps the interpreter to itself, as a computation does, without its heat
+    # Keeps the interpreter to itself as long at a time as a computation does, without its heat.
+    hold, microseconds = ctypes.PyDLL(None).usleep, round(sys.getswitchinterval() * 1e6)
     note("started")
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        hold(10_000)
+        hold(microseconds)
 
 
 @oq.task

@@ -27,7 +27,7 @@ __all__ = ["Stage", "WorkerSuite"]
 
 PATIENCE_S = 60.0
 """How long anything is waited for."""
-LEASE_S = 1.0
+LEASE_S = 1.5
 KINDS = ["plain", "coroutine"]
 
 
