@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -42,6 +43,9 @@ MOST_CHECKED = 1024
 TRIES = 5
 FIRST_PAUSE_S = 0.05
 """Before the second try, in seconds; it doubles. Five tries with their pauses take about a second."""
+PATIENCE_S = 3.0
+"""No third or later try begins after so many seconds: a store that lets each call run into its time-out would keep the
+caller waiting for five of them. The second is always made, as the first one's reply may be all that was lost."""
 
 
 class Sent:
@@ -250,6 +254,7 @@ class Door:
     async def _call(self, records: Sequence[TaskRecord]) -> list[Sent]:
         answers: Sequence[Enqueued]
         pause_s = FIRST_PAUSE_S
+        begun = time.monotonic()
         tries = 0
         while True:
             tries += 1
@@ -257,7 +262,8 @@ class Door:
                 answers = await self._queue.enqueue(records)
                 break
             except Exception as error:
-                if tries == TRIES or not self._backend.classify(error).is_retryable:
+                is_enough = tries == TRIES or (tries > 1 and time.monotonic() - begun > PATIENCE_S)
+                if is_enough or not self._backend.classify(error).is_retryable:
                     raise explain(self._backend, error, "enqueue") from error
                 await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))
                 pause_s *= 2

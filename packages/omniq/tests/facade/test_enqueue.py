@@ -344,6 +344,17 @@ def test_a_store_that_stays_away_is_reported_by_name(monkeypatch: pytest.MonkeyP
     assert len(recorder.calls) == 5
 
 
+def test_a_store_that_answers_nothing_keeps_the_caller_for_two_of_its_time_outs_and_not_for_five(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("omniq.door.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("omniq.door.PATIENCE_S", 0.0)  # each call takes longer
+    recorder = Recorder(monkeypatch, failures=100)
+    with OmniQ(backend=recorder.backend) as oq, pytest.raises(BackendError, match="cannot enqueue"):
+        oq.enqueue(join)
+    assert len(recorder.calls) == 2
+
+
 def test_what_the_backend_cannot_do_is_refused_by_name() -> None:
     backend = MemoryBackend()
 
