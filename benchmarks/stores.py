@@ -8,6 +8,7 @@ and made again, and of NATS all streams are deleted.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
 import tempfile
@@ -218,6 +219,8 @@ def opened(name: str, *, redis: str, aof: bool) -> Iterator[Store]:
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="omniq-bench-")))
+        # The test servers would keep their files in memory, where a sync costs nothing.
+        os.environ.setdefault("OMNIQ_TEST_SERVERS_FOLDER", tempfile.gettempdir())
         if name == "memory":
             yield MemoryStore()
         elif name == "sqlite":

@@ -1,4 +1,4 @@
-"""A worker that dies where it is told to. ``parent.py`` runs it, each in a process of its own.
+"""A worker that dies where it is told to. ``workers.py`` runs it, each in a process of its own.
 
 It tells what it does by lines on its standard output, so that a test waits for a line and never for a time. What its tasks
 *did* is in the ledger, a file outside every store: one line for each effect, appended in one write.
@@ -19,6 +19,7 @@ from omniq.context import TaskContext, current_task
 from omniq.engine.signals import install
 from omniq.middleware import CallNext
 from omniq.workers import worker_class
+from omniq_conformance.nursery_main import ready
 
 CONFIG: dict[str, Any] = {}
 
@@ -137,6 +138,7 @@ async def main() -> None:
         poll_interval=CONFIG["lease"] / 2,
         middleware=[surround] if "step" in CONFIG else [],
     )
+    worker.engine.on_started = ready  # its stores are open
     running = asyncio.ensure_future(worker.run())
     install(asyncio.get_running_loop(), worker.engine)
     say("ready")

@@ -2,79 +2,38 @@
 
 from __future__ import annotations
 
-import atexit
+import io
 import json
-import os
 import queue
 import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-PROGRAM = Path(__file__).with_name("parent.py")
-
-
-class Parent:
-    """The process that all worker processes are forked from; see ``parent.py``."""
-
-    def __init__(self) -> None:
-        self._line, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), str(theirs.fileno())], pass_fds=[theirs.fileno()]
-            )
-        self._answers = self._line.makefile("rb")
-        self._lock = threading.Lock()
-        atexit.register(self._end)
-
-    def ask(self, what: str, argument: object, pipes: list[int]) -> Any:
-        """One request, and what is answered; the pipe that it is about goes with it."""
-        with self._lock:
-            socket.send_fds(self._line, [json.dumps([what, argument]).encode() + b"\n"], pipes)
-            answer = self._answers.readline()
-        assert answer, "the parent of the workers has died"
-        return json.loads(answer)
-
-    def _end(self) -> None:
-        self._answers.close()
-        self._line.close()
-        self._process.wait()
-
-
-@cache
-def parent() -> Parent:
-    """Started by the first test that needs a worker process."""
-    return Parent()
+from omniq_conformance.nursery import start
+from omniq_core import Url
 
 
 class WorkerProcess:
     """One worker process, and the lines that it says."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._parent = parent()
-        reading, writing = os.pipe()
-        self._pid = self._parent.ask("start", config, [writing])
-        os.close(writing)
+        urls = [config[store] for store in ("queue", "results", "events_at") if config.get(store)]
+        schemes = [Url.parse(url).scheme for url in urls]
+        self._child = start("tests.crashes.program:run", config, schemes=schemes)
         self._code: int | None = None
         self.said: list[str] = []
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, args=(reading,), daemon=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def _read(self, reading: int) -> None:
-        with open(reading) as lines:
-            for line in map(str.strip, lines):
-                if line.startswith("ended "):  # said by its parent, when it is dead
-                    self._code = int(line.removeprefix("ended "))
-                else:
-                    self.said.append(line)
-                    self._lines.put(line)
+    def _read(self) -> None:
+        with self._child:
+            for line in io.TextIOWrapper(self._child.stdout):
+                self.said.append(line.strip())
+                self._lines.put(line.strip())
+            self._code = self._child.wait()
         self._lines.put(None)
 
     def wait_for(self, word: str, timeout_s: float = 60) -> str:
@@ -87,7 +46,7 @@ class WorkerProcess:
 
     def send(self, number: int) -> None:
         """Sends it a signal, if it still runs."""
-        self._parent.ask("signal", [self._pid, number], [])
+        self._child.send_signal(number)
 
     def freeze(self) -> None:
         self.send(signal.SIGSTOP)

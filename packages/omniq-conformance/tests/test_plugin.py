@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,29 +46,32 @@ class Run:
     """One run of pytest in a folder of its own.
 
     Args:
+        folder: new.
+        sources: the test modules; in the report each of their suites is found by the name of its class.
         entry_points: as an author's pytest, which finds its plugins by itself; else it is told of ours alone, and starts in
             half the time.
     """
 
-    def __init__(self, folder: Path, source: str, *arguments: str, entry_points: bool = False) -> None:
-        (folder / "test_it.py").write_text(source, "utf-8")
+    def __init__(
+        self, folder: Path, sources: Mapping[str, str], *arguments: str, entry_points: bool = False
+    ) -> None:
+        for name, source in sources.items():
+            (folder / f"test_{name}.py").write_text(source, "utf-8")
         (folder / "pytest.ini").write_text("[pytest]\n", "utf-8")
         report = folder / "report.json"
         environment = os.environ | {"NO_COLOR": "1", "COLUMNS": "200"}
-        if not entry_points:
+        if entry_points:
+            arguments = (
+                "-p",
+                "no:valkey",
+                *arguments,
+            )  # a test server's, which takes a third of a second to load
+        else:
             environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
             arguments = ("-p", "omniq_conformance.pytest_shim", *arguments)
+        command = [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider"]
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                f"--omniq-report={report}",
-                *arguments,
-            ],
+            [*command, f"--omniq-report={report}", *arguments],
             cwd=folder,
             env=environment,
             capture_output=True,
@@ -74,18 +79,31 @@ class Run:
             timeout=120,
         )
         self.code, self.text = done.returncode, done.stdout + done.stderr
-        self.suite: dict[str, Any] = json.loads(report.read_text())["suites"][0] if report.exists() else {}
         self.report: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
 
-    def outcome(self, name: str) -> str:
-        [found] = [test["outcome"] for test in self.suite["tests"] if test["name"] == name]
+    def suite(self, name: str) -> dict[str, Any]:
+        [found] = [suite for suite in self.report["suites"] if suite["suite"] == name]
+        return dict(found)
+
+    def outcome(self, suite: str, test: str) -> str:
+        [found] = [one["outcome"] for one in self.suite(suite)["tests"] if one["name"] == test]
         return str(found)
+
+
+def suite(name: str, more: str = "") -> str:
+    """A module with one suite, of a backend that does everything."""
+    return SUITE.replace("TestIt", name) + more
+
+
+def chosen(**tests: str) -> str:
+    """For ``-k``: of each suite these tests."""
+    return " or ".join(f"({name} and ({words}))" for name, words in tests.items())
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Any:
     def start(source: str, *arguments: str, **how: bool) -> Run:
-        return Run(tmp_path, source, *arguments, **how)
+        return Run(tmp_path, {"it": source}, *arguments, **how)
 
     return start
 
@@ -95,7 +113,7 @@ def test_a_whole_run_is_conformant_and_reported(run: Any) -> None:
     assert done.code == 0, done.text
     assert "TestIt (omniq-memory" in done.text
     assert "is conformant" in done.text
-    suite = done.suite
+    suite = done.suite("TestIt")
     assert suite["verdict"] == "conformant"
     assert suite["plugin"]["distribution"] == "omniq-memory"
     assert suite["plugin"]["version"]
@@ -109,104 +127,149 @@ def test_a_whole_run_is_conformant_and_reported(run: Any) -> None:
     assert done.report["command"].startswith("pytest -q")
 
 
+def test_pytest_runs_of_others_load_nothing_of_the_suite(run: Any) -> None:
+    done = run(
+        "import sys\n"
+        "def test_it():\n"
+        "    ours = [m for m in sys.modules if m.startswith('omniq')]\n"
+        "    assert ours == ['omniq_conformance', 'omniq_conformance.pytest_shim'], ours\n",
+        entry_points=True,
+    )
+    assert done.code == 0, done.text
+
+
+# --- cheats: one run is refused for all that are seen when a class is made, and one for each of those that come later ------
+
+CHEATS = {
+    "Overrides": "    def test_empty_batches_get_empty_answers(self): pass\n",
+    "Removes": "    test_empty_batches_get_empty_answers = None\n",
+    "Curt": "    known_deviations = {'test_empty_batches_get_empty_answers': 'too short'}\n",
+    "Unknown": "    known_deviations = {'test_of_nothing': 'a long enough reason, https://example.org'}\n",
+    "Hides": "",
+}
+MIXIN = "class Mixin:\n    def test_empty_batches_get_empty_answers(self): pass\n\nclass Hides(Mixin, BackendSuite)"
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    sources = {name.lower(): suite(name, more) for name, more in CHEATS.items()}
+    sources["hides"] = sources["hides"].replace("class Hides(BackendSuite)", MIXIN)
+    return Run(tmp_path_factory.mktemp("refused"), sources | {"honest": suite("TestHonest")}, "-k", CONTRACT)
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_cheating_is_an_error_at_collection(refused: Run, cheat: str) -> None:
+    assert refused.code == pytest.ExitCode.INTERRUPTED, refused.text
+    assert "passed" not in refused.text
+    [line] = [line for line in refused.text.splitlines() if line.startswith(f"ERROR test_{cheat.lower()}.py")]
+    assert f"UsageError: {cheat}" in line
+
+
 @pytest.mark.parametrize(
     "cheat",
     [
-        "    def test_empty_batches_get_empty_answers(self): pass\n",
-        "    test_empty_batches_get_empty_answers = None\n",
         "TestIt.test_empty_batches_get_empty_answers = lambda self: None\n",
         "del BackendSuite.test_empty_batches_get_empty_answers\n",
-        "    known_deviations = {'test_empty_batches_get_empty_answers': 'too short'}\n",
-        "    known_deviations = {'test_of_nothing': 'a long enough reason, https://example.org'}\n",
     ],
 )
-def test_cheating_is_an_error_at_collection(run: Any, cheat: str) -> None:
+def test_cheating_after_the_class_is_made_is_an_error_at_collection(run: Any, cheat: str) -> None:
     done = run(SUITE + cheat, "-k", CONTRACT)
-    assert done.code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED), done.text
+    assert done.code == pytest.ExitCode.USAGE_ERROR, done.text
     assert "passed" not in done.text
     assert "TestIt" in done.text
 
 
-def test_a_test_can_not_be_hidden_behind_a_mixin(run: Any) -> None:
-    source = SUITE.replace("class TestIt(BackendSuite)", "class TestIt(Mixin, BackendSuite)").replace(
-        "class TestIt",
-        "class Mixin:\n    def test_empty_batches_get_empty_answers(self): pass\n\nclass TestIt",
-    )
-    assert run(source, "-k", CONTRACT).code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERRUPTED)
+# --- what fails: one run of three suites -----------------------------------------------------------------------------
+
+EMPTY_BATCHES = "test_empty_batches_get_empty_answers"
+MISSING = SUITE.replace(
+    "        yield Mem", "        env.unavailable('no server at 127.0.0.1:1')\n        yield Mem"
+).replace("TestIt", "TestMissing")
 
 
-def test_authors_may_add_tests_of_their_own(run: Any) -> None:
-    done = run(SUITE + "    def test_of_mine(self): pass\n", "-k", "test_of_mine")
-    assert done.code == 0, done.text
-    assert "1 passed" in done.text
-
-
-def test_a_failure_makes_the_verdict_non_conformant(run: Any) -> None:
-    done = run(SUITE + DEVIATES.format(""), "-k", BROKEN[0])
-    assert done.code == 1
-    assert done.suite["verdict"] == "non-conformant"
-    assert done.outcome(BROKEN[0]) == "failed"
-    assert "own code" in done.text or "with code" in done.text
-
-
-def test_a_known_deviation_from_a_core_test_is_no_conformance(run: Any) -> None:
-    reasons = ", ".join(f"'{name}': 'https://example.org/issues/1 says why'" for name in BROKEN)
-    done = run(SUITE + DEVIATES.format(reasons), "-k", " or ".join(BROKEN))
-    assert done.outcome(BROKEN[0]) == "deviation", done.text
-    assert "2 xfailed" in done.text
-    assert done.suite["verdict"] == "non-conformant"
-
-
-def test_a_deviation_that_is_none_fails(run: Any) -> None:
-    name = "test_empty_batches_get_empty_answers"
-    done = run(SUITE + f"    known_deviations = {{'{name}': 'https://example.org/issues/2'}}\n", "-k", name)
-    assert done.code == 1
-    assert "XPASS(strict)" in done.text
-    assert done.outcome(name) == "failed"
-
-
-def test_a_skip_is_no_way_to_a_green_run(run: Any) -> None:
-    done = run(SUITE.replace("class TestIt", "@pytest.mark.skip(reason='not today')\nclass TestIt"))
-    assert done.code == 1, done.text
-    assert done.suite["verdict"] == "non-conformant"
-    inside = SUITE.replace("        yield Mem", "        pytest.skip('not today')\n        yield Mem")
-    done = run(inside, "-k", CONTRACT)
-    assert done.code == 1, done.text
-    assert done.suite["verdict"] == "non-conformant"
-
-
-def test_an_xfail_of_the_authors_own_is_a_failure(run: Any) -> None:
-    done = run(
-        SUITE.replace("class TestIt", "@pytest.mark.xfail\nclass TestIt") + DEVIATES.format(""),
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    reason = f"    known_deviations = {{'{EMPTY_BATCHES}': 'https://example.org/issues/2'}}\n"
+    done = Run(
+        tmp_path_factory.mktemp("failing"),
+        {
+            "broken": suite("TestBroken", DEVIATES.format("")),
+            "deviates_not": suite("TestDeviatesNot", reason),
+            "missing": MISSING,
+        },
         "-k",
-        BROKEN[0],
+        chosen(TestBroken=BROKEN[0], TestDeviatesNot=EMPTY_BATCHES, TestMissing=CONTRACT),
     )
     assert done.code == 1, done.text
-    assert done.outcome(BROKEN[0]) == "failed"
+    return done
 
 
-def test_a_part_of_the_suite_is_incomplete(run: Any) -> None:
-    done = run(SUITE, "-k", CONTRACT)
-    assert done.code == 0, done.text
-    assert done.suite["verdict"] == "incomplete"
-    assert done.outcome("test_ten_thousand_tasks_come_out_once_each") == "not run"
+def test_a_failure_makes_the_verdict_non_conformant(failing: Run) -> None:
+    assert failing.suite("TestBroken")["verdict"] == "non-conformant"
+    assert failing.outcome("TestBroken", BROKEN[0]) == "failed"
+    assert f"FAILED test_broken.py::TestBroken::{BROKEN[0]}" in failing.text
+    assert "own code" in failing.text or "with code" in failing.text
 
 
-def test_a_missing_service_is_a_failure_unless_it_is_allowed(run: Any) -> None:
-    source = SUITE.replace(
-        "        yield Mem", "        env.unavailable('no server at 127.0.0.1:1')\n        yield Mem"
+def test_a_deviation_that_is_none_fails(failing: Run) -> None:
+    assert f"FAILED test_deviates_not.py::TestDeviatesNot::{EMPTY_BATCHES} - [XPASS(strict)]" in failing.text
+    assert failing.outcome("TestDeviatesNot", EMPTY_BATCHES) == "failed"
+
+
+def test_a_missing_service_is_a_failure(failing: Run) -> None:
+    assert "FAILED test_missing.py::TestMissing" in failing.text
+    assert "no server at 127.0.0.1:1" in failing.text
+    assert failing.suite("TestMissing")["verdict"] == "non-conformant"
+
+
+# --- what pytest alone would let pass: one run of four suites, red by their verdicts -----------------------------------
+
+
+@pytest.fixture(scope="module")
+def evading(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    reasons = ", ".join(f"'{name}': 'https://example.org/issues/1 says why'" for name in BROKEN)
+    skips = suite("TestSkips").replace("class Test", "@pytest.mark.skip(reason='not today')\nclass Test")
+    inside = suite("TestInside").replace(
+        "        yield Mem", "        pytest.skip('not today')\n        yield Mem"
     )
-    done = run(source, "-k", CONTRACT)
-    assert done.code == 1
-    assert "no server at 127.0.0.1:1" in done.text
-    assert done.suite["verdict"] == "non-conformant"
-    done = run(source, "-k", CONTRACT, "--omniq-allow-unavailable")
-    assert done.code == 0, done.text
-    assert done.suite["verdict"] == "incomplete"
+    xfails = suite("TestXfails", DEVIATES.format("")).replace("class Test", "@pytest.mark.xfail\nclass Test")
+    done = Run(
+        tmp_path_factory.mktemp("evading"),
+        {
+            "deviates": suite("TestDeviates", DEVIATES.format(reasons)),
+            "skips": skips,
+            "inside": inside,
+            "xfails": xfails,
+        },
+        "-k",
+        chosen(TestDeviates=" or ".join(BROKEN), TestSkips="test", TestInside=CONTRACT, TestXfails=BROKEN[0]),
+    )
+    assert done.code == 1, done.text
+    assert not re.search(r"\d (failed|errors?)\b.* in ", done.text), done.text
+    return done
 
 
-def test_a_server_that_does_not_answer_counts_as_missing(run: Any) -> None:
-    source = SUITE.replace(
+def test_a_known_deviation_from_a_core_test_is_no_conformance(evading: Run) -> None:
+    assert [evading.outcome("TestDeviates", name) for name in BROKEN] == ["deviation", "deviation"]
+    assert evading.suite("TestDeviates")["verdict"] == "non-conformant"
+
+
+@pytest.mark.parametrize("way", ["TestSkips", "TestInside"])
+def test_a_skip_is_no_way_to_a_green_run(evading: Run, way: str) -> None:
+    assert evading.suite(way)["verdict"] == "non-conformant"
+
+
+def test_an_xfail_of_the_authors_own_is_a_failure(evading: Run) -> None:
+    assert evading.outcome("TestXfails", BROKEN[0]) == "failed"
+    assert evading.suite("TestXfails")["verdict"] == "non-conformant"
+
+
+# --- what is let pass: one run of four suites --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def passing(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    away = suite("TestAway").replace(
         "        yield Mem",
         "        class Away(MemoryBackend):\n"
         "            async def open(self):\n"
@@ -214,8 +277,39 @@ def test_a_server_that_does_not_answer_counts_as_missing(run: Any) -> None:
         "                raise Unreachable('connection refused')\n"
         "        yield Away()\n        return\n        yield Mem",
     )
-    done = run(source, "-k", CONTRACT, "--omniq-allow-unavailable")
-    assert (done.code, done.suite["verdict"]) == (0, "incomplete"), done.text
+    done = Run(
+        tmp_path_factory.mktemp("passing"),
+        {
+            "part": suite("TestPart"),
+            "own": suite("TestOwn", "    def test_of_mine(self): pass\n"),
+            "missing": MISSING,
+            "away": away,
+        },
+        "--omniq-allow-unavailable",
+        "-k",
+        chosen(TestPart=CONTRACT, TestOwn="test_of_mine", TestMissing=CONTRACT, TestAway=CONTRACT),
+    )
+    assert done.code == 0, done.text
+    return done
+
+
+def test_authors_may_add_tests_of_their_own(passing: Run) -> None:
+    assert "PASSED test_own.py::TestOwn::test_of_mine" in passing.text
+
+
+def test_a_part_of_the_suite_is_incomplete(passing: Run) -> None:
+    assert passing.suite("TestPart")["verdict"] == "incomplete"
+    assert passing.outcome("TestPart", "test_ten_thousand_tasks_come_out_once_each") == "not run"
+
+
+def test_a_missing_service_is_allowed_where_that_was_said(passing: Run) -> None:
+    assert passing.suite("TestMissing")["verdict"] == "incomplete"
+    assert "unavailable" in {test["outcome"] for test in passing.suite("TestMissing")["tests"]}
+
+
+def test_a_server_that_does_not_answer_counts_as_missing(passing: Run) -> None:
+    assert passing.suite("TestAway")["verdict"] == "incomplete"
+    assert "unavailable" in {test["outcome"] for test in passing.suite("TestAway")["tests"]}
 
 
 def test_a_backend_that_hangs_fails_and_the_run_ends(run: Any) -> None:
@@ -233,14 +327,3 @@ def test_a_backend_that_hangs_fails_and_the_run_ends(run: Any) -> None:
     done = run(SUITE + hangs, "-k", "test_succeed_makes_a_task_succeeded", "-p", "no:threadexception")
     assert done.code == 1
     assert "blocked its event loop" in done.text
-
-
-def test_pytest_runs_of_others_load_nothing_of_the_suite(run: Any) -> None:
-    done = run(
-        "import sys\n"
-        "def test_it():\n"
-        "    ours = [m for m in sys.modules if m.startswith('omniq')]\n"
-        "    assert ours == ['omniq_conformance', 'omniq_conformance.pytest_shim'], ours\n",
-        entry_points=True,
-    )
-    assert done.code == 0, done.text

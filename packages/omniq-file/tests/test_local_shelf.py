@@ -6,15 +6,15 @@ import asyncio
 import errno
 import os
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from omniq_conformance.nursery import start
 from omniq_core import Capability, ErrorCode, Loss, OptionError, Severity, TaskRecord
 from omniq_file import FileBackend
 from omniq_file.shelves import local
@@ -90,34 +90,24 @@ def test_a_folder_that_was_tidied_away_is_made_again(tmp_path: Path, way: str) -
     on_shelf(tmp_path / "s", test)
 
 
-RACER = """
-import asyncio, sys
-from omniq_file.shelves.local import LocalShelf
-async def main():
-    shelf = LocalShelf(sys.argv[1], fsync=False)
-    await shelf.open(create=True)
-    sys.stdin.readline()
-    won = []
-    for number in range(400):
-        if await shelf.create(f"log/{number}", sys.argv[2].encode()):
-            won.append(str(number))
-    print(" ".join(won))
-asyncio.run(main())
-"""
+RACER = f"{Path(__file__).with_name('racer.py')}:main"
 
 
 def test_of_four_processes_one_creates_each_name(tmp_path: Path) -> None:
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, str(tmp_path / "s"), str(index)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-        for index in range(4)
-    ]  # fmt: skip
-    won = [racer.communicate("go\n")[0].split() for racer in racers]
+    code = (
+        "from omniq_file.shelves.local import LocalShelf\n"
+        f"shelf = LocalShelf({str(tmp_path / 's')!r}, fsync=False)"
+    )
+    with ExitStack() as stack:
+        racers = [stack.enter_context(start(RACER, code, str(index), 400)) for index in range(4)]
+        for racer in racers:
+            assert racer.stdout.readline() == b"ready\n"
+        for racer in racers:
+            racer.stdin.write(b"\n")
+        won = [racer.stdout.read().decode().split() for racer in racers]
     assert sorted(int(number) for mine in won for number in mine) == list(range(400))
     for index, mine in enumerate(won):
-        assert all((tmp_path / "s/log" / number).read_text() == str(index) for number in mine)
+        assert all((tmp_path / "s/race" / number).read_text() == str(index) for number in mine)
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------

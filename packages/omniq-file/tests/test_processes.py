@@ -11,127 +11,36 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import pytest
 
+from omniq_conformance.nursery import start as start_process
 from omniq_core import SYSTEM_CLOCK, Clock, ManualClock, Outcome, Settlement, TaskRecord, TaskState, Verb
 from omniq_file import FileBackend, tidying
 
 SMALL = 3000
 """Bytes after which the log is tidied up here: within a few commits."""
 
-CHILD = '''
-import asyncio, json, os, signal, sys, threading, uuid
-from omniq_core import Lease, Settlement, TaskRecord, Verb
-from omniq_file import FileBackend, tidying
-from omniq_file.shelves import local
-
-tidying.SMALLEST_BYTES = {small}
-tidying.Tidying.due_bytes = {small}
-folder = sys.argv[1]
-point = None  # (step, which file, how often it is let pass, what to do there)
-current = ""
-
-def reached(step, name):
-    global point
-    if point is None or point[0] != step or point[1] not in name:
-        return
-    if point[2] > 0:
-        point[2] -= 1
-        return
-    what, point = point[3], None
-    say("there")
-    # To this very thread: sent to the process, it would let this thread go on for some steps.
-    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP if what == "stop" else signal.SIGKILL)
-
-create, link, unlink = local.LocalShelf._create, os.link, os.unlink
-
-def spied_create(self, name, data):
-    global current
-    current = name
-    return create(self, name, data)
-
-def spied_link(*a, **k):
-    reached("before", current)
-    link(*a, **k)
-    reached("after", current)
-
-def spied_unlink(name, *a, **k):
-    reached("unlink", str(name))
-    unlink(name, *a, **k)
-
-local.LocalShelf._create = spied_create
-os.link, os.unlink = spied_link, spied_unlink
-
-def say(what):
-    sys.stdout.write(json.dumps(what) + "\\n")
-    sys.stdout.flush()
-
-class Actor:
-    def __init__(self, backend):
-        self.queue = backend.queue()
-        self.leases = {{}}
-
-    async def stop_at(self, *where):
-        global point
-        point = list(where)
-
-    async def enqueue(self, *ids):
-        return [a.outcome for a in await self.queue.enqueue([TaskRecord(i, "q", "n", b"b") for i in ids])]
-
-    async def claim(self, most, lease_s):
-        claims = await self.queue.claim(["q"], max_tasks=most, lease_s=lease_s, worker_id="child", claim_id=uuid.uuid4().hex)
-        self.leases.update((c.task_id, c.lease) for c in claims)
-        return [c.task_id for c in claims]
-
-    async def settle(self, *ids):
-        return list(await self.queue.settle([Settlement(self.leases[i], Verb.SUCCEED, result=b"child") for i in ids]))
-
-    async def states(self, *ids):
-        return [s and s.state for s in await self.queue.get(ids)]
-
-    async def churn(self, name, rounds):
-        """Enqueues, claims and settles, and tells what was acknowledged."""
-        for number in range(rounds):
-            task_id = f"{{name}}-{{number}}"
-            await self.enqueue(task_id)
-            say(["enqueued", task_id])
-            for claimed in await self.claim(1, 60.0):
-                outcome = (await self.settle(claimed))[0]
-                say(["settled", claimed, outcome])
-        return "done"
-
-async def main():
-    async with FileBackend(base_dir=folder) as backend:
-        actor = Actor(backend)
-        say("open")
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            verb, *arguments = json.loads(line)
-            say(await getattr(actor, verb)(*arguments))
-
-asyncio.run(main())
-'''.replace("{small}", str(SMALL)).replace("{{", "{").replace("}}", "}")  # fmt: skip
+CHILD = f"{Path(__file__).with_name('on_a_folder.py')}:main"
 
 
 class Child:
     """Another process."""
 
-    def __init__(self, folder: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1,
-        )  # fmt: skip
+    def __init__(self, folder: Path, errors: IO[bytes]) -> None:
+        self._errors = errors
+        self.process = start_process(CHILD, str(folder), SMALL, schemes=["file"], stderr=errors.fileno())
         assert self.hear() == "open"
 
     def say(self, *command: Any) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.write(json.dumps(command).encode() + b"\n")
 
     def hear(self) -> Any:
         """The next line; None at the end."""
-        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         return json.loads(line) if line else None
 
@@ -153,11 +62,10 @@ class Child:
 
     def end(self) -> str:
         """What it wrote to its error stream."""
-        if self.process.poll() is None:
-            self.wake()
-            self.process.kill()
-        _, errors = self.process.communicate()
-        return errors
+        self.process.kill()
+        self.process.wait()
+        self._errors.seek(0)
+        return self._errors.read().decode()
 
 
 @pytest.fixture
@@ -167,15 +75,14 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(folder: Path) -> Iterator[Callable[[], Child]]:
-    children: list[Child] = []
+    with ExitStack() as stack:
 
-    def start() -> Child:
-        children.append(Child(folder))
-        return children[-1]
+        def start() -> Child:
+            child = Child(folder, stack.enter_context(TemporaryFile()))
+            stack.enter_context(child.process)
+            return child
 
-    yield start
-    for child in children:
-        child.end()
+        yield start
 
 
 @pytest.fixture(autouse=True)

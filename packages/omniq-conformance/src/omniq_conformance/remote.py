@@ -6,53 +6,138 @@ import asyncio
 import json
 import signal
 import sys
+from asyncio.streams import FlowControlMixin
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Self
+from contextlib import asynccontextmanager, closing
+from typing import Any, Protocol, Self
 
-from omniq_core import Outcome, Verb
+from omniq_conformance import nursery
+from omniq_conformance.nursery import Child, code_of
+from omniq_core import Outcome, Url, Verb
 
 __all__ = ["Remote", "RemoteFailed"]
 
+PROGRAM = "omniq_conformance.remote_main"
 START_S = 20.0
 """How long a new interpreter may take to import and open: generous, since a loaded machine is no fault of a backend."""
 END_S = 3.0
+LINE_BYTES = 2**22
 
 
 class RemoteFailed(AssertionError):
     """The other process answered with an exception, or ended."""
 
 
+class Process(Protocol):
+    """What is used here of asyncio's processes."""
+
+    @property
+    def stdin(self) -> asyncio.StreamWriter | None: ...
+    @property
+    def stdout(self) -> asyncio.StreamReader | None: ...
+    @property
+    def returncode(self) -> int | None: ...
+    def send_signal(self, signal: int, /) -> None: ...
+    def kill(self) -> None: ...
+    async def wait(self) -> int: ...
+
+
+class Fate(asyncio.Protocol):
+    """Hears how a child of the nursery ends."""
+
+    def __init__(self) -> None:
+        self._text = b""
+        self.told = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        self._text += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.told.done():
+            self.told.set_result(self._text)
+
+
+class Raised:
+    """A child of the nursery."""
+
+    def __init__(
+        self, child: Child, stdin: asyncio.StreamWriter, stdout: asyncio.StreamReader, fate: Fate
+    ) -> None:
+        self._fate = fate
+        self.stdin, self.stdout = stdin, stdout
+        self.send_signal, self.kill = child.send_signal, child.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return code_of(self._fate.told.result()) if self._fate.told.done() else None
+
+    async def wait(self) -> int:
+        return code_of(await asyncio.shield(self._fate.told))
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, url: str) -> AsyncIterator[Self]:
+        """One, until the end of the block."""
+        # In a thread, as the nursery may have to import.
+        child = await asyncio.to_thread(
+            nursery.start, f"{PROGRAM}:main", url, schemes=[Url.parse(url).scheme]
+        )
+        with closing(child):
+            loop = asyncio.get_running_loop()
+            stdout = asyncio.StreamReader(LINE_BYTES)
+            hearing, _ = await loop.connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(stdout), child.stdout
+            )
+            knowing, fate = await loop.connect_read_pipe(Fate, child.fate)
+            saying, flow = await loop.connect_write_pipe(FlowControlMixin, child.stdin)
+            try:
+                yield cls(child, asyncio.StreamWriter(saying, flow, None, loop), stdout, fate)
+            finally:
+                for transport in (hearing, knowing, saying):
+                    transport.close()
+
+
+@asynccontextmanager
+async def by_itself(url: str) -> AsyncIterator[Process]:
+    """A new interpreter, until the end of the block: for systems that have no nursery."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        PROGRAM,
+        url,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=LINE_BYTES,
+    )
+    try:
+        yield process
+    finally:
+        # Left to the garbage collector, the transport would close its pipes after its loop, and complain.
+        getattr(process, "_transport").close()  # noqa: B009 - it has none to a type checker
+
+
 class Remote:
     """A process that was started by :meth:`start`. It keeps the leases that it claimed."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
 
     @classmethod
     @asynccontextmanager
     async def start(cls, url: str) -> AsyncIterator[Self]:
-        """A new process with the storage open.
+        """Another process with the storage open.
 
         Args:
             url: of the storage, as the author's ``url_for`` gives it.
         """
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "omniq_conformance.remote_main",
-            url,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=2**22,
-        )
-        remote = cls(process)
-        try:
-            async with asyncio.timeout(START_S):
-                await remote.answer()
-            yield remote
-        finally:
-            await remote._end()
+        async with Raised.start(url) if nursery.HAS_NURSERY else by_itself(url) as process:
+            remote = cls(process)
+            try:
+                async with asyncio.timeout(START_S):
+                    await remote.answer()
+                yield remote
+            finally:
+                await remote._end()
 
     async def _end(self) -> None:
         if self._process.returncode is None:
@@ -64,8 +149,6 @@ class Remote:
                     await self._process.wait()
             except (TimeoutError, ProcessLookupError):
                 await self.kill()
-        # Left to the garbage collector, the transport would close its pipes after its loop, and complain.
-        getattr(self._process, "_transport").close()  # noqa: B009 - it has none to a type checker
 
     # --- talking ------------------------------------------------------------------------------------------------
 

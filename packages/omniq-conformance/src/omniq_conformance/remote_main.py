@@ -1,4 +1,5 @@
-"""The other process of the process checks: ``python -m omniq_conformance.remote_main URL``.
+"""The other process of the process checks: :func:`main` in a child of the nursery, or, on Windows,
+``python -m omniq_conformance.remote_main URL``.
 
 Reads one command a line, as JSON, and answers each with one line. Ends when its input does.
 """
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from omniq_conformance.nursery_main import ready
 from omniq_core import (
     Backend,
     Event,
@@ -104,9 +106,10 @@ def say(answer: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-async def main(url: str) -> None:
+async def serve(url: str) -> None:
     async with backend_class(Url.parse(url).scheme).from_url(url) as backend:
         actor = Actor(backend)
+        ready()
         say({"ok": "open"})
         while line := await asyncio.to_thread(sys.stdin.readline):
             command = json.loads(line)
@@ -116,5 +119,9 @@ async def main(url: str) -> None:
                 say({"error": f"{type(error).__name__}: {error}"})
 
 
+def main(url: str) -> None:
+    asyncio.run(serve(url))
+
+
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    main(sys.argv[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -33,6 +34,17 @@ TESTS = """
 """
 
 
+def run(folder: Path) -> str:
+    """What pytest says to this folder. It loads no plugin unasked: what is tested is asked for by the folder's own files."""
+    (folder / "pytest.ini").write_text("[pytest]\n", "utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("way", ["a conftest at the top", "a test module", "a conftest further down"])
 def test_a_killed_server_is_up_again_for_the_next_test_and_a_failure_shows_the_log(
     way: str, tmp_path: Path
@@ -40,22 +52,24 @@ def test_a_killed_server_is_up_again_for_the_next_test_and_a_failure_shows_the_l
     plugins = 'pytest_plugins = ["omniq_conformance.servers.fixtures"]\n'
     below = tmp_path / "below"
     below.mkdir()
-    (tmp_path / "pytest.ini").write_text("[pytest]\n", "utf-8")
     if way == "a conftest at the top":
         (tmp_path / "conftest.py").write_text(plugins, "utf-8")
     elif way == "a conftest further down":
         (below / "conftest.py").write_text("from omniq_conformance.servers.fixtures import *\n", "utf-8")
+        # Beside it nobody has asked for them, and they are not there.
+        (tmp_path / "test_beside.py").write_text("def test_it(redis_server): pass\n", "utf-8")
     code = textwrap.dedent(TESTS).format(plugins=plugins if way == "a test module" else "")
     (below / "test_it.py").write_text(code, "utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert "1 failed, 4 passed" in done.stdout, done.stdout + done.stderr
-    assert "log of redis (default)" in done.stdout
-    assert "Ready to accept connections" in done.stdout
+    said = run(tmp_path)
+    if way == "a conftest further down":
+        assert "1 failed, 4 passed, 1 error" in said, said
+        assert "fixture 'redis_server' not found" in said
+    else:
+        assert "1 failed, 4 passed" in said, said
+    assert "log of redis (default)" in said
+    assert "Ready to accept connections" in said
 
 
 def test_the_fixtures_are_not_there_unless_asked_for(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it(redis_server): pass\n", "utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "."]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    assert "fixture 'redis_server' not found" in done.stdout
+    assert "fixture 'redis_server' not found" in run(tmp_path)

@@ -228,6 +228,16 @@ def test_a_server_that_does_not_start_shows_its_log(kind: type[Server]) -> None:
         ).__enter__()
 
 
+def test_the_files_of_a_server_lie_where_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(base.FOLDER, str(tmp_path))
+    with RedisServer() as server:
+        assert server._folder is not None
+        assert server._folder.parent == tmp_path
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_server_outlives_the_thread_that_started_it(kind: type[Server]) -> None:
     server = kind()
     try:

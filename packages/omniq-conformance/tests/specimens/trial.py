@@ -12,6 +12,7 @@ from typing import ClassVar
 from omniq_conformance.bench import Chance
 from omniq_conformance.catalogue import Check, all_checks
 from omniq_conformance.env import Env
+from omniq_conformance.servers.base import place_of_data
 from omniq_conformance.suite import BackendSuite, run_check
 from omniq_core import Backend, EventStore, Queue, ResultStore
 from omniq_memory import MemoryBackend
@@ -74,7 +75,8 @@ def hold(
     Suite.timeout_s = timeout_s
     Suite.short_lease_s = 0.15
     trial = Trial()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    # Thousands of folders, one for each check of each specimen, and nobody writes into them.
+    with tempfile.TemporaryDirectory(dir=place_of_data(), ignore_cleanup_errors=True) as folder:
         for check in checks:
             place = Path(folder, check.name)
             place.mkdir()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
-import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from omniq_conformance.nursery import Child, start
 from omniq_conformance.servers import Proxy, S3Server
 from omniq_core import (
     Claim,
@@ -26,12 +26,14 @@ from omniq_core import (
     TaskRecord,
     TaskState,
     Unreachable,
+    Url,
     Verb,
 )
 from omniq_file import FileBackend
 from omniq_file.shelves.store_errors import NoAnswer
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
+WORKER = f"{Path(__file__).with_name('worker.py')}:main"
 
 
 def tasks(count: int) -> list[TaskRecord]:
@@ -55,77 +57,46 @@ async def insist(backend: FileBackend, call: Callable[[], Awaitable[Any]]) -> An
             await asyncio.sleep(0.02)  # a server that starts has no signal that we could wait for
 
 
-WORKER = """
-import asyncio, sys, uuid
-from omniq_core import Outcome, Settlement, Verb
-from omniq_file import FileBackend
+class Worker:
+    """A worker process that stands ready."""
 
-async def main(url, me, count, lease_s):
-    async with FileBackend.from_url(url) as backend:
-        queue, first = backend.queue(), True
-        print("ready", flush=True)
-        await asyncio.to_thread(sys.stdin.readline)
-        while True:
-            claims = await queue.claim(
-                ["q"], max_tasks=count, lease_s=lease_s, worker_id=me, claim_id=str(uuid.uuid4()))
-            if not claims:
-                stats = await queue.stats(["q"])
-                if not any(found.ready or found.delayed or found.running for found in stats):
-                    return
-                await queue.wait(["q"], timeout_s=0.2)
-                await queue.maintain()
-                continue
-            if me == "dies":
-                print(*(claim.task_id for claim in claims), flush=True)
-                await asyncio.sleep(3600)
-            ends = await queue.settle([Settlement(c.lease, Verb.SUCCEED, result=me.encode()) for c in claims])
-            done = [c.task_id for c, end in zip(claims, ends) if end is Outcome.OK]
-            print(*done, flush=True)
-            if first:
-                first = False
-                await asyncio.to_thread(sys.stdin.readline)  # until the other one has some as well
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self.kill = child.kill
 
-asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])))
-"""
+    def hear(self) -> list[str]:
+        """The words of its next line."""
+        return self._child.stdout.readline().decode().split()
+
+    def hear_out(self) -> list[str]:
+        """All that it says until its end."""
+        return self._child.stdout.read().decode().split()
+
+    def go_on(self) -> None:
+        self._child.stdin.write(b"\n")
 
 
-def go_on(workers: list[subprocess.Popen[str]]) -> None:
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write("\n")
-        worker.stdin.flush()
-
-
-def race(workers: list[subprocess.Popen[str]]) -> list[list[str]]:
+def race(workers: list[Worker]) -> list[list[str]]:
     """What each has done; each has done something before one may do the rest."""
-    done = []
+    done = [worker.hear() for worker in workers]
     for worker in workers:
-        assert worker.stdout is not None
-        done.append(worker.stdout.readline().split())
-    go_on(workers)
-    return [
-        first + worker.communicate(timeout=120)[0].split()
-        for first, worker in zip(done, workers, strict=True)
-    ]
+        worker.go_on()
+    return [first + worker.hear_out() for first, worker in zip(done, workers, strict=True)]
 
 
 @contextmanager
-def workers(
-    url: str, *names: str, count: int = 7, lease_s: float = 60.0
-) -> Iterator[list[subprocess.Popen[str]]]:
+def workers(url: str, *names: str, count: int = 7, lease_s: float = 60.0) -> Iterator[list[Worker]]:
     """Worker processes that stand ready, and then go. None is left in the end."""
+    scheme = Url.parse(url).scheme
     with ExitStack() as stack:
-        started = []
-        for me in names:
-            command = [sys.executable, "-c", WORKER, url, me, str(count), str(lease_s)]
-            worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            stack.enter_context(worker)
-            stack.callback(worker.kill)
-            started.append(worker)
+        started = [
+            Worker(stack.enter_context(start(WORKER, url, me, count, lease_s, schemes=[scheme])))
+            for me in names
+        ]
         for worker in started:
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == "ready\n"
-        go_on(started)
+            assert worker.hear() == ["ready"]
+        for worker in started:
+            worker.go_on()
         yield started
 
 
@@ -161,8 +132,7 @@ def test_what_a_killed_worker_process_held_is_done_by_the_others_once(place: Any
 
     run(fill())
     with workers(place.url(), "dies", count=5, lease_s=1.0) as [dying]:
-        assert dying.stdout is not None
-        held = dying.stdout.readline().split()
+        held = dying.hear()
         assert len(held) == 5
         dying.kill()
     with workers(place.url(), "a", "b", count=4, lease_s=30.0) as racing:
@@ -330,7 +300,7 @@ def test_the_readme_counts_the_requests_right(s3_server: S3Server, s3_bucket: st
 
     def requests(since: int) -> Counter[str]:
         log = s3_server.log[since:]
-        found = re.findall(r'"(?:\x1b\[\d+m)*(GET|PUT|POST|DELETE) (\S+)', log)
+        found = re.findall(r"(GET|PUT|POST|DELETE) (/\S*)", log)
         return Counter("LIST" if "list-type" in path else method for method, path in found)
 
     async def main() -> None:

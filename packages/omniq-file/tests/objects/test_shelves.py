@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from omniq_conformance.nursery import start
 from omniq_core import Closed
 from omniq_file.shelves.shelf import Shelf
 
 New = Callable[[], Shelf]
 Run = Callable[[Coroutine[Any, Any, None]], None]
+RACER = f"{Path(__file__).parents[1] / 'racer.py'}:main"
 
 
 @asynccontextmanager
@@ -157,42 +158,14 @@ def test_a_closed_shelf_says_so_and_closing_twice_is_no_error(place: Any, run: R
     run(main())
 
 
-RACER = """
-import asyncio, sys
-async def main():
-    await shelf.open(create=False)
-    print("ready", flush=True)
-    await asyncio.to_thread(sys.stdin.readline)
-    won = [n for n in range(40) if await shelf.create(f"race/{n}", sys.argv[1].encode())]
-    await shelf.close()
-    print(*won, flush=True)
-asyncio.run(main())
-"""
-
-
 def test_of_two_processes_that_create_the_same_names_each_is_won_by_one(place: Any, run: Run) -> None:
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", place.code + RACER, me],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for me in "ab"
-    ]
-    try:
+    with ExitStack() as stack:
+        racers = [stack.enter_context(start(RACER, place.code, me, 40)) for me in "ab"]
         for racer in racers:
-            assert racer.stdout is not None
-            assert racer.stdout.readline() == "ready\n"
+            assert racer.stdout.readline() == b"ready\n"
         for racer in racers:
-            assert racer.stdin is not None
-            racer.stdin.write("\n")
-            racer.stdin.flush()
-        won = [[int(n) for n in racer.communicate(timeout=60)[0].split()] for racer in racers]
-    finally:
-        for racer in racers:
-            racer.kill()
-            racer.wait()
+            racer.stdin.write(b"\n")
+        won = [[int(n) for n in racer.stdout.read().split()] for racer in racers]
     assert sorted(won[0] + won[1]) == list(range(40))
 
     async def main() -> None:

@@ -28,6 +28,9 @@ LOOPBACK: Final = "127.0.0.1"
 START_SECONDS: Final = 30.0  # a loaded machine; the usual start takes well below one second
 STOP_SECONDS: Final = 15.0
 INSTALL: Final = 'pip install "omniq-conformance[servers]"'
+FOLDER: Final = "OMNIQ_TEST_SERVERS_FOLDER"
+MEMORY: Final = "/dev/shm"
+ROOM_BYTES: Final = 2 << 30
 
 
 class ServerError(Exception):
@@ -120,6 +123,23 @@ class _Care:
 _care = _Care()
 
 
+def place_of_data() -> str:
+    """The folder that our servers' folders are made in: the one that ``OMNIQ_TEST_SERVERS_FOLDER`` names; else one in memory,
+    where there is room; else the system's place for temporary files."""
+    if named := os.environ.get(FOLDER):
+        return named
+    try:
+        with tempfile.NamedTemporaryFile(dir=MEMORY) as file:
+            os.setxattr(
+                file.name, "user.metadata", bytes(1000)
+            )  # in these the server of GCS keeps its metadata
+        if shutil.disk_usage(MEMORY).free >= ROOM_BYTES:
+            return MEMORY
+    except (OSError, AttributeError):  # none, an old kernel, or no Linux
+        pass
+    return tempfile.gettempdir()
+
+
 def temporary_folder(kind: str, within: str | None = None) -> Path:
     """A new folder that vanishes when this process ends, however it ends; in the system's place for such, or in another."""
     folder = Path(tempfile.mkdtemp(prefix=f"omniq-{kind}-", dir=within))
@@ -134,6 +154,9 @@ class Server(ABC):
     :meth:`kill` and :meth:`restart`; :meth:`close` removes the data. It dies with the process that started it, however that
     one dies. Every method returns when what it promises has come true, and may be called from any thread.
 
+    Its files are in memory where that can be, since new files and syncs are most of what a disk costs and no test cuts the
+    power. Who measures, or wants a disk, names a folder in ``OMNIQ_TEST_SERVERS_FOLDER``.
+
     A server that a variable names is only used: what would end it raises :class:`NotOurServer`.
     """
 
@@ -142,7 +165,8 @@ class Server(ABC):
     variable: ClassVar[str]
     """The environment variable with the URL of a server to use instead of ours."""
     durable: ClassVar[Mapping[str, str]]
-    """The settings of the profile ``durable``: with them, what the server has acknowledged survives a power cut."""
+    """The settings of the profile ``durable``: with them, and with its files on a disk, what the server has acknowledged
+    survives a power cut."""
     unprivileged: ClassVar[bool] = False
     """Whether the server refuses to run as root."""
     stop_signal: ClassVar[int] = signal.SIGTERM
@@ -186,7 +210,7 @@ class Server(ABC):
 
     def _new_folder(self) -> Path:
         """Where its data, its log and its temporary files will be."""
-        return temporary_folder(self.kind)
+        return temporary_folder(self.kind, place_of_data())
 
     @abstractmethod
     def _prepare(self, folder: Path) -> None:

