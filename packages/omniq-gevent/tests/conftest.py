@@ -11,7 +11,7 @@ import pytest
 
 from omniq_conformance.servers.fixtures import *  # noqa: F403 - fixtures are found by name
 
-PATCH = "from gevent import monkey; monkey.patch_all()\n"
+PATCH = "from omniq_gevent.cli import patch; patch(); from gevent import monkey\n"
 
 
 @pytest.fixture

@@ -79,3 +79,21 @@ def test_importing_the_package_loads_nothing_that_could_not_be_patched_any_more(
     code = "import sys, omniq_gevent.cli; print(sorted({'socket', 'asyncio', 'gevent', 'omniq'} & set(sys.modules)))"
     done = run(tmp_path, sys.executable, "-S", "-c", code, PYTHONPATH=os.pathsep.join(sys.path))
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_patching_tells_gevents_plugins_as_gevent_does_and_leaves_what_finds_them_as_it_was(
+    tmp_path: Path,
+) -> None:
+    described = tmp_path / "listener-1.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: listener\nVersion: 1\n", "utf-8")
+    groups = ["will_patch_all", "did_patch_all"]
+    points = "".join(f"[gevent.plugins.monkey.{group}]\nlistener = listener:hear\n" for group in groups)
+    (described / "entry_points.txt").write_text(points, "utf-8")
+    (tmp_path / "listener.py").write_text("def hear(event): print(type(event).__name__)", "utf-8")
+    code = (
+        "from importlib import metadata; before = metadata.entry_points\n"
+        "from omniq_gevent.cli import patch; patch(); print(metadata.entry_points is before)"
+    )
+    done = run(tmp_path, sys.executable, "-c", code)
+    assert done.stdout.split() == ["GeventWillPatchAllEvent", "GeventDidPatchAllEvent", "True"], done.stderr

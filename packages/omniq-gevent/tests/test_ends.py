@@ -31,9 +31,13 @@ def test_a_child_of_a_fork_does_not_wait_for_its_parents_threads(patched: Patche
         """
 import os, threading, time
 from omniq_core.native import make_latch, make_thread
-latch = make_latch()
-thread = make_thread(latch.wait, name="waiting")
+latch, begun = make_latch(), make_latch()
+def wait():
+    begun.set()
+    latch.wait()
+thread = make_thread(wait, name="waiting")
 thread.start()
+begun.wait()  # a fork while it makes its hub would leave that half made in the child, and locked
 child = os.fork()
 if not child:
     before = time.monotonic()

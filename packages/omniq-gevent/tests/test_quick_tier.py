@@ -12,11 +12,13 @@ import pytest
 
 PACKAGES = Path(__file__).parents[2]
 TIER = ["omniq", "omniq-core", "omniq-memory", "omniq-sqlite"]
-RUN = "from gevent import monkey; monkey.patch_all(); import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+RUN = "from omniq_gevent.cli import patch; patch(); import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
 
 LEFT_OUT: Mapping[str, str] = {
+    "omniq/tests/rules/test_lifecycle.py": "pure functions: nothing waits, and how things wait is what patching changes",
     "omniq/tests/typing": "runs type checkers, which import nothing of ours",
     "omniq/tests/cli/test_guarantees.py": "looks at processes of its own alone, which nobody has patched",
+    "omniq/tests/cli/test_worker.py": "the same; patched ones are test_command.py's and test_worker_checks.py's",
     "omniq/tests/test_import.py::test_importing_omniq_loads_no_backend_no_client_library_and_little_of_omniq": "the same",
     "omniq/tests/test_import.py::test_making_a_program_loads_only_the_backend_that_it_names": "the same",
     "omniq/tests/test_import.py::test_importing_omniq_takes_less_than_150_ms_more_than_an_empty_interpreter": "the same",

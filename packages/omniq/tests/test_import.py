@@ -20,6 +20,7 @@ CLIENTS = (
     "nats",
     "fsspec",
     "click",
+    "pluggy",
     "cloudpickle",
     "yaml",
     "rich",

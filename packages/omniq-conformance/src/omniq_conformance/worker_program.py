@@ -6,7 +6,11 @@ PROGRAM = '''
 import asyncio, json, os, sys, time
 from omniq import OmniQ, current_task
 
-oq = OmniQ(os.environ["OMNIQ_SUITE_URL"])
+oq = OmniQ(
+    os.environ["OMNIQ_SUITE_URL"],
+    worker_type=os.environ.get("OMNIQ_SUITE_TYPE"),
+    worker_config={"upkeep_s": 0.5},  # leases are short here: by default the end of one is noticed three of them later
+)
 
 
 def note(what, *more):

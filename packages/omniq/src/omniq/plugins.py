@@ -32,6 +32,7 @@ class Hooks:
         self._lock = RLock()
         self._manager: pluggy.PluginManager | None = None
         self._discover = discover
+        self._installed: Registry[Any] = Registry("omniq.plugins", "plugin")
         self._callers: dict[str, Callable[..., list[Any]] | None] = {}
         self.broken: dict[str, str] = {}
         """Plugins that could not be loaded, and why, for ``omniq doctor``."""
@@ -62,8 +63,10 @@ class Hooks:
         except KeyError:
             pass
         with self._lock:
-            relay = getattr(self._loaded().hook, hook)
-            found = self._make_caller(hook, relay) if relay.get_hookimpls() else None
+            found = None
+            if self._manager is not None or (self._discover and any(self._installed)):
+                relay = getattr(self._loaded().hook, hook)
+                found = self._make_caller(hook, relay) if relay.get_hookimpls() else None
             self._callers[hook] = found
             return found
 
@@ -97,7 +100,7 @@ class Hooks:
 
     def _loaded(self) -> pluggy.PluginManager:
         if self._manager is None:
-            import pluggy  # not before the first hook is asked for: most programs have no plugins
+            import pluggy  # not before there is a plugin: most programs have none
 
             from omniq_core.hooks import PROJECT, HookSpecs
 
@@ -109,11 +112,10 @@ class Hooks:
         return self._manager
 
     def _load_installed(self, manager: pluggy.PluginManager) -> None:
-        registry: Registry[Any] = Registry("omniq.plugins", "plugin")
-        for info in registry:
+        for info in self._installed:
             name = f"{info.distribution}:{info.name}"
             try:
-                manager.register(registry.load(name), name)
+                manager.register(self._installed.load(name), name)
             except Exception as error:
                 self.broken[name] = str(error)
                 log.error("plugin %s is left out: %s", name, error)

@@ -182,10 +182,10 @@ def test_the_third_signal_ends_the_process_on_the_spot(folder: Path, oq: OmniQ) 
         worker.until("started")
         worker.process.send_signal(signal.SIGTERM)
         worker.until("SIGTERM: stopping")
-        # In one go: after the second the worker comes to its end by itself.
+        # In one go: after the second the worker comes to its end by itself. Which of them is the third, the system decides.
         worker.process.send_signal(signal.SIGINT)
         worker.process.send_signal(signal.SIGTERM)
-        assert worker.end() == 128 + signal.SIGTERM
+        assert worker.end() in (128 + signal.SIGINT, 128 + signal.SIGTERM)
     finally:
         worker.kill()
     task = oq.get_task(task_id)

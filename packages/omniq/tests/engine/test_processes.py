@@ -106,7 +106,7 @@ def no_child_is_left() -> Iterator[None]:
 
 
 def pool(lab: Any, **settings: Any) -> Engine:
-    settings.setdefault("max_workers", 2)
+    settings.setdefault("max_workers", 1)  # each child is an interpreter that has to start
     engine: Engine = lab.engine("process_pool", **settings)
     return engine
 
@@ -166,7 +166,7 @@ async def test_without_cloudpickle_a_local_function_fails_with_what_to_do(
         "importlib.util.find_spec", lambda name, *rest: None if name == "cloudpickle" else real(name, *rest)
     )
     task_id = await lab.enqueue(lab.define(local, "app:local"), retry=RetryPolicy(max_retries=0))
-    await pool(lab, max_workers=1).run(burst=True)
+    await pool(lab).run(burst=True)
     result = await lab.result(task_id)
     assert result.status is TaskStatus.ERROR
     assert 'pip install "omniq[cloudpickle]"' in result.error
@@ -180,7 +180,7 @@ async def test_a_function_that_cannot_be_handed_over_says_why(lab: Any) -> None:
         return lock.locked()
 
     task_id = await lab.enqueue(local, retry=RetryPolicy(max_retries=0))
-    await pool(lab, max_workers=1).run(burst=True)
+    await pool(lab).run(burst=True)
     assert "cannot be handed to a child process" in (await lab.result(task_id)).error
 
 
@@ -194,7 +194,7 @@ async def test_a_child_that_dies_is_a_crash_its_task_is_retried_and_the_pool_is_
     lab.events = lab.backend
     definition = lab.define(functions.die, "die", retry=RetryPolicy(max_retries=0, delay_s=0))
     task_id = await lab.enqueue(definition, how, str(tmp_path / "runs"))
-    engine = pool(lab)
+    engine = pool(lab, max_workers=2)
     async with lab.running(engine):
         task = await lab.until(task_id)
         await lab.eventually(lambda: len(engine.runner.pids) == 2)
@@ -210,7 +210,7 @@ async def test_a_task_whose_children_always_die_is_dead_after_its_crashes_and_ha
     retry = RetryPolicy(max_retries=10, delay_s=0)
     task_id = await lab.enqueue(lab.define(functions.always_die, retry=retry, max_crashes=3))
     others = [await lab.enqueue(functions.add, x, 1) for x in range(20)]
-    async with lab.running(pool(lab)):
+    async with lab.running(pool(lab, max_workers=2)):
         task = await lab.until(task_id)
         for one in others:
             await lab.until(one)
@@ -226,7 +226,7 @@ async def test_a_run_that_takes_too_long_is_killed(
     task_id = await lab.enqueue(
         getattr(functions, function), str(path), timeout_s=2.0, retry=RetryPolicy(max_retries=0)
     )
-    engine = pool(lab, max_workers=1)
+    engine = pool(lab)
     async with lab.running(engine):
         (pid,) = await pids_in(lab, path)
         task = await lab.until(task_id)
@@ -236,7 +236,7 @@ async def test_a_run_that_takes_too_long_is_killed(
 
 async def test_the_time_that_a_child_takes_to_start_is_not_the_tasks(lab: Any, functions: Any) -> None:
     task_id = await lab.enqueue(functions.add, 1, 2, timeout_s=0.05, retry=RetryPolicy(max_retries=0))
-    await pool(lab, max_workers=1).run(burst=True)
+    await pool(lab).run(burst=True)
     assert (await lab.result(task_id)).error is None
 
 
@@ -269,7 +269,7 @@ async def test_stopping_without_grace_kills_and_gives_back(lab: Any, functions: 
 
 
 async def test_an_idle_child_that_dies_is_replaced(lab: Any) -> None:
-    engine = pool(lab)
+    engine = pool(lab, max_workers=2)
     await lab.backend.open()
     async with lab.running(engine):
         await lab.eventually(lambda: len(engine.runner.pids) == 2)
@@ -309,7 +309,7 @@ async def test_signals_of_a_task_and_its_exceptions_come_back(lab: Any, function
 
 
 async def test_children_are_new_interpreters_and_ignore_control_c(lab: Any, functions: Any) -> None:
-    engine = pool(lab, max_workers=1)
+    engine = pool(lab)
     await lab.backend.open()
     async with lab.running(engine):
         await lab.eventually(lambda: engine.runner.pids)
