@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from omniq_conformance.servers import Server
 from omniq_conformance.servers.fixtures import *  # noqa: F403 - fixtures are found by name
 from omniq_core import Backend, Claim, Outcome, Queue, Settlement, TaskRecord, TaskState, Verb
-from omniq_nats import NatsBackend
+from omniq_nats import NatsBackend, lines
 
 OK, DUPLICATE = Outcome.OK, Outcome.DUPLICATE
 
@@ -34,7 +35,10 @@ async def insist(backend: Backend, call: Callable[[], object]) -> object:
 
 
 class Load:
-    """Producers and a worker, and what they were told."""
+    """Producers and workers, and what they were told. However long a server is away, no more than so much is enqueued."""
+
+    MOST = 300
+    """How many tasks are enqueued after a server was killed until another is."""
 
     def __init__(self, backend: NatsBackend, tasks: Callable[..., list[TaskRecord]]) -> None:
         self.backend = backend
@@ -42,26 +46,77 @@ class Load:
         self.tasks = tasks
         self.acknowledged: list[str] = []
         self.done: list[str] = []
-        self.stopped = False
+        self._stopped = False
+        self._most = float("inf")
+        self._under_way = {"enqueue": 0, "work": 0}
+        self._changed = asyncio.Condition()
+        self._jobs: list[asyncio.Future[None]] = []
 
-    async def produce(self, size: int) -> None:
-        while not self.stopped:
+    def start(self, *sizes: int, workers: int) -> None:
+        """Starts producers that enqueue so many tasks at a time, and workers."""
+        self._jobs += [asyncio.ensure_future(self._produce(size)) for size in sizes]
+        self._jobs += [asyncio.ensure_future(self._work()) for _ in range(workers)]
+
+    async def stop(self) -> None:
+        """Returns when every call that was begun has succeeded."""
+        self._stopped = True
+        await self._tell()
+        await asyncio.gather(*self._jobs)
+
+    async def kill(self, server: Server) -> None:
+        """Kills a server after some more tasks, and while one is being enqueued and another claimed or settled."""
+        goal = len(self.acknowledged) + 60
+        self._most = float("inf")
+        await self._tell()
+        await self._until(lambda: len(self.acknowledged) >= goal and all(self._under_way.values()))
+        server.kill()  # not from a thread: what is under way would have ended by then
+        self._most = len(self.acknowledged) + self.MOST
+
+    async def goes_on(self) -> None:
+        """Returns when more has been enqueued, and more been done."""
+        acknowledged, done = len(self.acknowledged) + 60, len(self.done) + 20
+        await self._until(lambda: len(self.acknowledged) >= acknowledged and len(self.done) >= done)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(condition)
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _insist(self, kind: str, call: Callable[[], Awaitable[object]]) -> object:
+        async def counted() -> object:
+            self._under_way[kind] += 1
+            await self._tell()
+            try:
+                return await call()
+            finally:
+                self._under_way[kind] -= 1
+
+        return await insist(self.backend, counted)
+
+    async def _produce(self, size: int) -> None:
+        while not self._stopped:
             records = self.tasks(size, max_crashes=100)
-            await insist(self.backend, lambda records=records: self.queue.enqueue(records))
+            await self._insist("enqueue", lambda records=records: self.queue.enqueue(records))
             self.acknowledged.extend(record.id for record in records)
-            await asyncio.sleep(0.02)  # a pace, so that the worker keeps up
+            await self._tell()
+            await asyncio.sleep(0.02)  # a pace, so that the workers keep up
+            await self._until(lambda: self._stopped or len(self.acknowledged) < self._most)
 
-    async def work(self) -> None:
-        while not self.stopped:
+    async def _work(self) -> None:
+        while not self._stopped:
             claim_id = str(uuid.uuid4())
-            found = await insist(self.backend, lambda claim_id=claim_id: claim(self.queue, 5, claim_id))
+            found = await self._insist("work", lambda claim_id=claim_id: claim(self.queue, 5, claim_id))
             claims: list[Claim] = found  # type: ignore[assignment]
             ends = [Settlement(c.lease, Verb.SUCCEED, result=b"done") for c in claims]
-            outcomes = await insist(self.backend, lambda ends=ends: self.queue.settle(ends))
+            outcomes = await self._insist("work", lambda ends=ends: self.queue.settle(ends))
             assert set(outcomes) <= {OK, DUPLICATE}  # type: ignore[call-overload]
             self.done.extend(c.task_id for c in claims)
+            await self._tell()
             if not claims:
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.02)
 
     async def check(self) -> None:
         """Nothing that was acknowledged is lost: tasks, settlements, results; and every task can still be run."""
@@ -127,12 +182,17 @@ def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
         end = time.monotonic() + 60
         while not await asyncio.to_thread(condition):
             assert time.monotonic() < end, "waited for a minute"
-            await asyncio.sleep(0.02)  # looking without a pause would take the core that the servers need
+            await asyncio.sleep(0.05)  # looking without a pause would take the core that the servers need
 
     return wait
 
 
 @pytest.fixture
-def load_on(tasks: Callable[..., list[TaskRecord]]) -> Callable[[NatsBackend], Load]:
+def load_on(
+    tasks: Callable[..., list[TaskRecord]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[NatsBackend], Load]:
     """Makes a load on a backend."""
+    monkeypatch.setattr(
+        lines, "DEAL_S", 2
+    )  # nothing else is different then, and its check need not wait for ten
     return lambda backend: Load(backend, tasks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import ClassVar
@@ -13,10 +14,12 @@ from omniq_conformance.servers import NatsServer
 from omniq_core import Backend
 from omniq_nats import NatsBackend
 from omniq_nats.errors import CannotConnect, ConnectionLost, Forbidden, NoAnswer, NotThere, Refused
+from omniq_nats.subjects import Subjects
 
 
 class TestNats(BackendSuite):
     server: ClassVar[NatsServer]
+    used: ClassVar[Counter[str]] = Counter()
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
@@ -25,7 +28,15 @@ class TestNats(BackendSuite):
 
     @asynccontextmanager
     async def backend(self, env: Env) -> AsyncIterator[Backend]:
-        yield NatsBackend.from_url(self.url_for(env), clock=env.clock)
+        self.used[env.namespace] += 1
+        try:
+            yield NatsBackend.from_url(self.url_for(env), clock=env.clock)
+        finally:
+            self.used[env.namespace] -= 1
+            if not self.used[env.namespace]:  # a test may have several backends on its project
+                names = Subjects(env.namespace)
+                for name in (names.tasks, names.lines, names.claims, names.events):
+                    self.server.api(f"STREAM.DELETE.{name}")
 
     def url_for(self, env: Env) -> str:
         return f"{self.server.url}?project_name={env.namespace}"

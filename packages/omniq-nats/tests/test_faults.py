@@ -6,13 +6,13 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
-from omniq_conformance.servers import NatsServer, Proxy, Server
+from omniq_conformance.servers import NatsServer, Profile, Proxy, Server
 from omniq_core import (
     Backend,
     Claim,
@@ -35,7 +35,6 @@ from omniq_nats.subjects import Subjects
 OK, DUPLICATE = Outcome.OK, Outcome.DUPLICATE
 Make = Callable[..., NatsBackend]
 Tasks = Callable[..., list[TaskRecord]]
-Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 
 async def claim(queue: Queue, count: int = 10, claim_id: str = "", lease_s: float = 60.0) -> list[Claim]:
@@ -55,28 +54,24 @@ async def insist(backend: Backend, call: Callable[[], object]) -> object:
             await asyncio.sleep(0.02)  # a server that starts has no signal that we could wait for
 
 
-@pytest.mark.parametrize("kind", ["nats_server", "nats_server_durable"])
+# These have servers of their own: one that others use has all their streams to read whenever it starts.
+@pytest.mark.parametrize("profile", ["default", "durable"])
 def test_nothing_acknowledged_is_lost_when_the_server_is_killed_ten_times_under_load(
-    kind: str, request: pytest.FixtureRequest, backend_at: Make, load_on: Callable[..., Any], until: Until
+    profile: Profile, backend_at: Make, load_on: Callable[..., Any]
 ) -> None:
-    server: NatsServer = request.getfixturevalue(kind)
-
-    async def main() -> None:
+    async def main(server: NatsServer) -> None:
         async with backend_at(server.url) as backend:
             load = load_on(backend)
-            jobs = [asyncio.ensure_future(load.produce(size)) for size in (1, 5, 20)]
-            jobs.append(asyncio.ensure_future(load.work()))
+            load.start(1, 5, 20, workers=1)
             for _ in range(10):
-                before = len(load.acknowledged)
-                await until(lambda before=before: len(load.acknowledged) >= before + 60)
-                await asyncio.to_thread(server.kill)
+                await load.kill(server)
                 await asyncio.to_thread(server.start)
-            load.stopped = True
-            await asyncio.gather(*jobs)
+            await load.stop()
             assert len(load.done) > 20
             await load.check()
 
-    asyncio.run(main())
+    with NatsServer(profile) as server:
+        asyncio.run(main(server))
 
 
 def test_a_frozen_server_hangs_nobody_and_everything_goes_on_when_it_thaws(
@@ -105,19 +100,17 @@ def test_a_frozen_server_hangs_nobody_and_everything_goes_on_when_it_thaws(
     asyncio.run(main())
 
 
-def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(
-    nats_server: NatsServer, backend_at: Make, tasks: Tasks
-) -> None:
-    async def main() -> None:
-        async with backend_at(nats_server.url) as backend, backend_at(nats_server.url) as other:
+def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(backend_at: Make, tasks: Tasks) -> None:
+    async def main(server: NatsServer) -> None:
+        async with backend_at(server.url) as backend, backend_at(server.url) as other:
             queue = backend.queue()
             assert await queue.wait(["q"], timeout_s=0.05) is False
             waiting = asyncio.ensure_future(queue.wait(["q"], timeout_s=30))
             await asyncio.sleep(0.1)
-            await asyncio.to_thread(nats_server.kill)
+            await asyncio.to_thread(server.kill)
             async with asyncio.timeout(2):
                 assert await waiting is True, "a wake-up may have been lost with the connection: claim"
-            await asyncio.to_thread(nats_server.start)
+            await asyncio.to_thread(server.start)
             assert await insist(backend, lambda: queue.wait(["q"], timeout_s=0.05)) is False
             waiting = asyncio.ensure_future(queue.wait(["q"], timeout_s=30))
             await asyncio.sleep(0.05)
@@ -127,7 +120,8 @@ def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(
                 assert await waiting is True
             assert time.monotonic() - started < 1.0, "it listens again after the restart"
 
-    asyncio.run(main())
+    with NatsServer() as server:
+        asyncio.run(main(server))
 
 
 def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(

@@ -21,6 +21,8 @@ class TestPostgres(BackendSuite):
     server: ClassVar[PostgresServer]
     settings: ClassVar[Mapping[str, Any]] = {}
     used: ClassVar[Counter[str]] = Counter()
+    spare: ClassVar[list[str]] = []
+    places: ClassVar[dict[str, str]] = {}
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
@@ -44,12 +46,31 @@ class TestPostgres(BackendSuite):
                     await self.leave(connection, schema)
 
     def schema_of(self, env: Env, /) -> str:
-        return env.namespace
+        """A schema that an earlier test has left, emptied, since making the tables is most of what a test costs. A second
+        storage of one test gets a new one: there checks try what is not set up."""
+        if env.namespace not in self.places:
+            is_second = self.used.total() > 0
+            self.places[env.namespace] = self.spare.pop() if self.spare and not is_second else env.namespace
+        return self.places[env.namespace]
 
     async def leave(self, connection: psycopg.AsyncConnection[Any], schema: str) -> None:
         """Nobody of the test uses the schema any more."""
-        await connection.execute("set client_min_messages = error")
-        await connection.execute(f"drop schema if exists {schema} cascade")
+        if self.spare or self.used.total() or not await self.empty(connection, schema):
+            await connection.execute("set client_min_messages = error")
+            await connection.execute(f"drop schema if exists {schema} cascade")
+        else:
+            self.spare.append(schema)
+
+    async def empty(self, connection: psycopg.AsyncConnection[Any], schema: str) -> bool:
+        """Makes a schema as good as new, after the last session that could still write to it was ended; if it was one."""
+        await self.end_sessions(connection)
+        rows = await connection.execute("select tablename from pg_tables where schemaname = %s", [schema])
+        tables = {name for (name,) in await rows.fetchall()}
+        if "meta" not in tables:
+            return False
+        # Deleted rows would slow the tests that follow, and so would statistics of a table that was empty.
+        await connection.execute(f"truncate {', '.join(f'{schema}.{name}' for name in tables - {'meta'})}")
+        return True
 
     def url_for(self, env: Env, /) -> str:
         return f"{self.server.url}?schema={self.schema_of(env)}"
@@ -82,39 +103,6 @@ class TestPostgres(BackendSuite):
 class TestPollingPostgres(TestPostgres):
     settings = {"notify": False}  # noqa: RUF012
     histories = 5  # the same statements have thirty above; in a history nobody waits
-
-    spare: ClassVar[list[str]] = []
-    places: ClassVar[dict[str, str]] = {}
-
-    def schema_of(self, env: Env, /) -> str:
-        """A schema that an earlier test has left, emptied, since making the tables is most of what a test costs. A second
-        storage of one test gets a new one: there checks try what is not set up."""
-        if env.namespace not in self.places:
-            is_second = self.used.total() > 0
-            self.places[env.namespace] = self.spare.pop() if self.spare and not is_second else env.namespace
-        return self.places[env.namespace]
-
-    async def leave(self, connection: psycopg.AsyncConnection[Any], schema: str) -> None:
-        if self.spare or self.used.total() or not await self.empty(connection, schema):
-            await super().leave(connection, schema)
-        else:
-            self.spare.append(schema)
-
-    async def empty(self, connection: psycopg.AsyncConnection[Any], schema: str) -> bool:
-        """Deletes everything in a schema, after the last session that could still write to it was ended. Not one that has
-        grown: dead rows would slow the tests that follow."""
-        await self.end_sessions(connection)
-        rows = await connection.execute(
-            "select tablename, pg_total_relation_size(format('%%I.%%I', schemaname, tablename)) from pg_tables "
-            "where schemaname = %s",
-            [schema],
-        )
-        sizes = dict(await rows.fetchall())
-        if "meta" not in sizes or sum(sizes.values()) > 2_000_000:
-            return False
-        for table in sizes.keys() - {"meta"}:
-            await connection.execute(f"delete from {schema}.{table}")
-        return True
 
     def url_for(self, env: Env, /) -> str:
         return super().url_for(env) + "&notify=false"

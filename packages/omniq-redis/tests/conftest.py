@@ -50,6 +50,7 @@ def until() -> Callable[[Callable[[], object]], Awaitable[None]]:
         end = time.monotonic() + 20
         while not await asyncio.to_thread(condition):
             assert time.monotonic() < end, "waited for twenty seconds"
+            await asyncio.sleep(0.02)  # looking without a pause would take the core that the servers need
 
     return wait
 

@@ -648,13 +648,18 @@ class Client:
 
     async def subscribe(self, subject: bytes, heard: Heard) -> int:
         """Has ``heard`` called with each message on a subject, over broken connections; the number is for `unsubscribe`."""
+        number = self.listen(subject, heard)
+        if not self.is_connected:
+            await self.link()
+        return number
+
+    def listen(self, subject: bytes, heard: Heard) -> int:
+        """The same, from when there is a connection: without waiting for one."""
         number = next(self._numbers)
         self._subscribed[number] = (subject, heard)
         link = self._link
         if link is not None and link.is_open:
             link.subscribe(number, subject, heard)
-        else:
-            await self.link()  # subscribes to everything
         return number
 
     def unsubscribe(self, number: int) -> None:

@@ -352,14 +352,6 @@ class JetStream:
         )
         return [None if header else payload for header, payload in replies]  # only a refusal has a header
 
-    async def first(self, stream: str, subject: str) -> int | None:
-        """The sequence of a subject's oldest message. A replica that lags may show one that is deleted, but never misses
-        one that is older than others it shows."""
-        header, _ = await self.client.ask(
-            f"$JS.API.DIRECT.GET.{stream}".encode(), _encode({"next_by_subj": subject})
-        )
-        return None if header.startswith(b"NATS/1.0 404") else _number(header, SEQUENCE)
-
     async def at(self, stream: str, seq: int) -> Stored | None:
         """The message of a sequence, from the stream's leader."""
         _, payload = await self.client.ask(f"$JS.API.STREAM.MSG.GET.{stream}".encode(), b'{"seq":%d}' % seq)
@@ -486,11 +478,6 @@ class JetStream:
                     _check(answer, "delete")
                 found.append(error is None and bool(answer.get("success")))
         return found
-
-    async def begin_purge(self, stream: str, subject: str, before: int) -> asyncio.Future[list[Reply]]:
-        """Has all messages of a subject deleted whose sequences are lower; returns at once, with the future of the answer."""
-        body = _encode({"filter": subject, "seq": before})
-        return await self.client.begin_all([(f"$JS.API.STREAM.PURGE.{stream}".encode(), b"", body)])
 
     def purge_soon(self, stream: str, subject: str) -> None:
         """Deletes all messages of a subject. Nobody waits for it."""

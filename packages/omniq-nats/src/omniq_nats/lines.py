@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from omniq_nats.clock import ServerClock
-from omniq_nats.connection import Reply, forget
 from omniq_nats.errors import ConnectionLost, NotThere
 from omniq_nats.jetstream import AT_ONCE, JetStream, Stored
 from omniq_nats.subjects import Subjects, text_of
@@ -26,8 +25,6 @@ STEPS_MS = (
     (100_000_000, 1_000_000),
 )
 FARTHEST_STEP_MS = 10_000_000
-MANY = 64
-"""From so many hints on a purge costs less than as many acknowledgements."""
 PEEK = 256
 """How many of those that came back are looked at together, to take the oldest first."""
 
@@ -104,7 +101,6 @@ class Lines:
         self._clock = clock
         self._dealers: dict[str, str] = {}
         self._unheard: dict[bytes, bytes] = {}
-        self._purges: set[asyncio.Future[list[Reply]]] = set()
 
     # --- time ---------------------------------------------------------------------------------------------------
 
@@ -258,38 +254,19 @@ class Lines:
         self._unheard.clear()
 
     async def done(self, hints: Iterable[Hint]) -> None:
-        """Takes hints out for good that were dealt or read."""
+        """Takes hints out for good that were dealt or read.
+
+        Each is acknowledged. To purge those that are the oldest of their line would be a little cheaper; but a server (2.15)
+        that purges anything of a consumer's also forgets what was given back to that consumer, until its time is over.
+        """
         by_dealer, read = _by_dealer(hints)
         for dealer, dealt in by_dealer.items():
-            if not await self._purge(dealer, dealt):
-                await self._js.acknowledge([hint.place for hint in dealt], wait=False)
-                self._unheard[dealer] = dealt[-1].place
+            await self._js.acknowledge([hint.place for hint in dealt], wait=False)
+            self._unheard[dealer] = dealt[-1].place
         await self.drop(read)
-
-    async def _purge(self, dealer: bytes, hints: Sequence[Hint]) -> bool:
-        """Takes hints of one line out by one request, if they are its oldest and no other stands between them; whether.
-
-        It costs the server a quarter of as many acknowledgements. Nobody else's is among them: all that are there are ours,
-        and one that is put in later has a higher sequence.
-        """
-        subject = self._dealers.get(dealer[:-1].rpartition(b".")[2].decode())
-        if len(hints) < MANY or subject is None:
-            return False
-        first = hints[0].seq
-        if [hint.seq for hint in hints] != list(range(first, first + len(hints))):
-            return False
-        if await self._js.first(self._stream, subject) != first:
-            return False
-        purge = await self._js.begin_purge(self._stream, subject, first + len(hints))
-        forget(purge)  # if it fails they are dealt again, and dropped by whoever meets them
-        self._purges.add(purge)
-        purge.add_done_callback(self._purges.discard)
-        return True
 
     async def settle_counts(self) -> None:
         """Returns when the server has heard what we took out: then its counts are right."""
-        while self._purges:
-            await asyncio.wait(self._purges)
         while self._unheard:
             _, place = self._unheard.popitem()
             await self._js.acknowledge([place])

@@ -6,6 +6,7 @@ Where both are there, the one of the higher fence counts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import math
 from collections.abc import Sequence
@@ -13,16 +14,13 @@ from collections.abc import Sequence
 import msgspec
 
 from omniq_core import Closed, Outcome, ResultRecord, ResultStore, TaskState
-from omniq_nats.connection import Message
 from omniq_nats.documents import Document, decode, result_of
 from omniq_nats.jetstream import CONFLICT, head
 from omniq_nats.queue import Through
 from omniq_nats.tasks import Tasks
+from omniq_nats.told import LOOK_AGAIN_S, Told
 
 __all__ = ["NatsResultStore"]
-
-LOOK_AGAIN_S = 1.0
-"""A waker may be lost with a connection, or come from a server that does not know yet that we listen."""
 
 
 class Record(msgspec.Struct, array_like=True, gc=False):
@@ -72,7 +70,7 @@ class NatsResultStore(ResultStore):
     def __init__(self, tasks: Tasks, through: Through) -> None:
         self._tasks = tasks
         self._through = through
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._told = Told(tasks.client, tasks.subjects)
         self._is_closed = False
 
     async def _find(self, task_ids: Sequence[str], *, fresh: bool = True) -> dict[str, _Found]:
@@ -136,8 +134,8 @@ class NatsResultStore(ResultStore):
                     writes.append((tasks.subjects.result(record.task_id), header, data))
                     written.append(index)
             left = later
-            is_told = any(records[index].final for index in written)
-            stored = await tasks.js.write(writes, tasks.subjects.finished if is_told else "")
+            # Also what is provisional: who waits takes what it has not heard of for absent.
+            stored = await tasks.js.write(writes, tasks.subjects.finished)
             for index, answer in zip(written, stored, strict=True):
                 if answer == CONFLICT:
                     left.append(index)
@@ -179,46 +177,37 @@ class NatsResultStore(ResultStore):
             return await self.get(task_ids)
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout_s
-        woken: asyncio.Future[None] = loop.create_future()
-        numbers: list[int] = []
-        self._waiting.add(woken)
-
-        def heard(_: Message) -> None:
-            if not woken.done():
-                woken.set_result(None)
-
-        client, subjects = self._tasks.client, self._tasks.subjects
+        found: dict[str, ResultRecord | None] = dict.fromkeys(task_ids)
+        over: set[str] = set()
+        woken = asyncio.Event()
+        # Listening first: what comes in between is either seen or wakes.
+        self._told.listen(found, woken)
         try:
-            # Listening first: what comes in between is either seen or wakes.
-            for task_id in dict.fromkeys(task_ids):
-                numbers.append(await client.subscribe(subjects.finished_of(task_id).encode(), heard))
             while True:
-                found = await self.get(task_ids)
+                woken.clear()
+                began = loop.time()
+                asked = self._told.unknown(found, began)
+                if asked:
+                    looked = await self.get(list(asked))
+                    self._told.looked(asked, looked, began)
+                    found.update(zip(asked, looked, strict=True))
+                    over = {record.task_id for record in looked if record is not None and record.final}
                 left = end - loop.time()
-                if left <= 0 or any(record is not None and record.final for record in found):
-                    return found
-                await asyncio.wait({woken}, timeout=min(left, LOOK_AGAIN_S))
-                if woken.done():
-                    woken.result()
-                    self._waiting.discard(woken)
-                    woken = loop.create_future()
-                    self._waiting.add(woken)
+                if left <= 0 or over:
+                    return [found[task_id] for task_id in task_ids]
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, LOOK_AGAIN_S)):
+                        await woken.wait()
+                if self._is_closed:
+                    raise Closed("nats")
         finally:
-            self._waiting.discard(woken)
-            if not woken.cancel():
-                woken.exception()  # asked for, should something else have been raised first
-            for number in numbers:
-                client.unsubscribe(number)
+            self._told.leave(found, over, woken)
 
     def lost(self) -> None:
         """The connection broke: whoever waits looks again."""
-        for woken in self._waiting:
-            if not woken.done():
-                woken.set_result(None)
+        self._told.lost()
 
     def close(self) -> None:
         """Ends all waits."""
         self._is_closed = True
-        for woken in self._waiting:
-            if not woken.done():
-                woken.set_exception(Closed("nats"))
+        self._told.close()
