@@ -8,16 +8,16 @@ of what is ours, so a new package joins every session by being there.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
+import time
 import tomllib
 import zipfile
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +120,18 @@ def wheel(name: str) -> Path:
     return ROOT / "dist" / f"{name.replace('-', '_')}-{project(name)['version']}-py3-none-any.whl"
 
 
-BESIDE = [
-    ["packages/omniq-postgres/tests", "packages/omniq-nats/tests"],
-    ["packages/omniq-file/tests", "packages/omniq-gevent/tests"],
-    ["tests/crashes", "packages/omniq-redis/tests"],
+LONGEST_FIRST = [
+    "tests/crashes",
+    "packages/omniq-file/tests",
+    "packages/omniq-postgres/tests",
+    "packages/omniq/tests",
+    "packages/omniq-nats/tests",
+    "packages/omniq-gevent/tests",
+    "packages/omniq-redis/tests",
+    "packages/omniq-conformance/tests",
+    "tests",
 ]
-"""What is tested beside the rest: most of it waits for a server, a lease or a disk."""
+"""The folders of tests that take more than a few seconds, in the order in which they are begun."""
 
 
 def install(session: nox.Session, *what: str) -> None:
@@ -149,8 +155,8 @@ def install(session: nox.Session, *what: str) -> None:
 
 
 def run_tests(session: nox.Session) -> None:
-    """Everything that pytest finds, as several runs side by side; their output follows in turn. With arguments it is one
-    run, of what they say."""
+    """Everything that pytest finds, a run for each folder of tests and several at once; with arguments it is one run, of what
+    they say."""
     # The type checkers are under test as well: packages/omniq/tests/typing lets them judge users' code.
     install(session, *editable(PACKAGES, extras=True), *TEST_REQUIREMENTS, *TYPES_REQUIREMENTS)
     if session.posargs:
@@ -158,37 +164,36 @@ def run_tests(session: nox.Session) -> None:
         return
     if session.run("python", "--version", silent=True) is None:  # nox --install-only
         return
-    apart = {path for group in BESIDE for path in group}
-    rest = [path for path in [*(f"packages/{name}/tests" for name in PACKAGES), "tests"] if path not in apart]
-    options = ["-p", "no:cacheprovider"]  # all would write it
+    found = {*(f"packages/{name}/tests" for name in PACKAGES), "tests", "tests/crashes"}
+    folders = [*LONGEST_FIRST, *sorted(found.difference(LONGEST_FIRST))]
     # Tests start hundreds of interpreters: each would compile what it imports anew where this is set.
     session.env["PYTHONDONTWRITEBYTECODE"] = ""
     environment = {**os.environ, **{name: value for name, value in session.env.items() if value is not None}}
-    pytest = str(Path(session.bin) / "pytest")
-    failed = False
-    with contextlib.ExitStack() as stack:
-        beside = []
-        for group in BESIDE:
-            output = stack.enter_context(tempfile.TemporaryFile("w+"))
-            process = subprocess.Popen(
-                [pytest, *options, *group], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
-            )
-            beside.append((process, output))
-        try:
-            session.run(
-                "pytest",
-                *options,
-                *rest,
-                *(f"--ignore={path}" for path in apart if path.startswith("tests/")),
-            )
-        finally:
-            for process, output in beside:
-                failed |= process.wait() != 0
-                output.seek(0)
-                shutil.copyfileobj(output, sys.stdout)
-                sys.stdout.flush()
-    if failed:
-        session.error("of the tests beside, some have failed: see above")
+
+    def run(folder: str) -> bool:
+        within = (other for other in folders if other.startswith(f"{folder}/"))
+        # The cache is a file that all would write.
+        command = [
+            Path(session.bin) / "pytest",
+            "-p",
+            "no:cacheprovider",
+            folder,
+            *(f"--ignore={path}" for path in within),
+        ]
+        begun = time.monotonic()
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        sys.stdout.buffer.write(done.stdout)
+        sys.stdout.flush()
+        session.log(f"{folder}: {time.monotonic() - begun:.0f} s")
+        return done.returncode == 0
+
+    # Most tests wait for a server, a lease or a disk: two runs for each processor, and one more, keep them busy.
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 2) + 1) as pool:
+        passed = dict(zip(folders, pool.map(run, folders), strict=True))
+    if not all(passed.values()):
+        session.error(f"see above: {', '.join(folder for folder in folders if not passed[folder])}")
 
 
 @nox.session
