@@ -74,7 +74,7 @@ class Told:
             ear.waiting.add(woken)
 
     def unknown(self, task_ids: Iterable[str], now: float) -> dict[str, int]:
-        """Those that have to be looked at, for :meth:`looked`. By the loop's clock."""
+        """Those that have to be looked at, for :meth:`looked`. By the loop's clock; at its infinity nothing is believed."""
         found = {}
         for task_id in task_ids:
             ear = self._ears[task_id]
