@@ -48,8 +48,7 @@ def statements() -> Iterator[tuple[str, str, str]]:
 
 
 def plan(database: sqlite3.Connection, statement: str) -> list[str]:
-    numbers = [int(number) for number in re.findall(r"\?(\d+)", statement)]
-    values = [None] * (max(numbers) if numbers else statement.count("?"))
+    values = [None] * statement.count("?")
     return [str(row[3]) for row in database.execute(f"explain query plan {statement}", values)]
 
 
@@ -81,6 +80,12 @@ def test_every_statement_searches_in_an_index(database: sqlite3.Connection) -> N
         "FACTS_BY_ID",
         "SNAPSHOTS_BY_ID",
     } <= seen
+
+
+def test_no_parameter_has_a_number_or_a_name_which_the_driver_would_look_for_with_each_value() -> None:
+    for module, name, text in statements():
+        bare = re.sub(r"'[^']*'", "''", text)
+        assert re.search(r"\?\d|[:@$]\w", bare) is None, f"{module}.{name}: {text[:300]}"
 
 
 def test_a_claim_finds_the_beginning_of_the_line_without_sorting_it(database: sqlite3.Connection) -> None:

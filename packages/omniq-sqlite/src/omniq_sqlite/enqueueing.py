@@ -18,8 +18,8 @@ __all__ = ["enqueue"]
 
 TASKS = Rows(
     "insert into omniq_task(seq, id, queue, name, body, priority, max_attempts, max_crashes, enqueued_at, run_at, "
-    "expires_at, unique_key) values",
-    "(@, @, @, @, @, @, @, @, $1, @, @, @)",
+    "expires_at, unique_key)",
+    "(@, @, @, @, @, @, @, @, $, @, @, @)",
     "on conflict(id) do nothing",
 )
 _NEW = "from omniq_task where seq between ? and ?"
@@ -30,7 +30,7 @@ INSERTED = "select json_group_array(seq) from omniq_task where seq between ? and
 KNOWN = "select json_group_array(t.id) from json_each(?) j cross join omniq_task t on t.id = j.value"
 HOLDERS = """select json_group_object(u.key, t.id) from json_each(?) j cross join omniq_unique u on u.key = j.value
   cross join omniq_task t on t.seq = u.seq"""
-KEYS = Rows("insert into omniq_unique(key, seq) values", "(@, @)")
+KEYS = Rows("insert into omniq_unique(key, seq)", "(@, @)")
 
 
 def enqueue(tx: Transaction, records: Sequence[TaskRecord]) -> list[Enqueued]:

@@ -22,7 +22,7 @@ __all__ = ["SQLiteEventStore"]
 SLICE = 10_000
 """Events that one look walks over."""
 EVENTS = Rows(
-    "insert into omniq_event(no, id, task_id, type, at, queue, name, worker_id, data) values",
+    "insert into omniq_event(no, id, task_id, type, at, queue, name, worker_id, data)",
     "(@, @, @, @, @, @, @, @, @)",
     "on conflict(id) do nothing",
 )

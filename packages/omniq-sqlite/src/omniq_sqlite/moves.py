@@ -199,8 +199,8 @@ def claims_with(tx: Transaction, seqs: Collection[int]) -> dict[int, OpenClaim]:
 # --- results -------------------------------------------------------------------------------------------------------
 
 RESULTS = Rows(
-    "insert into omniq_result(task_id, fence, state, final, own_ttl, stored_at, expires_at, body) values",
-    "(@, $1, $2, $3, $4, $5, $6, @)",
+    "insert into omniq_result(task_id, fence, state, final, own_ttl, stored_at, expires_at, body)",
+    "(@, $, $, $, $, $, $, @)",
     "on conflict(task_id) do update set fence = excluded.fence, state = excluded.state, final = excluded.final, "
     "own_ttl = excluded.own_ttl, stored_at = excluded.stored_at, expires_at = excluded.expires_at, body = excluded.body "
     "where excluded.fence > fence or expires_at <= excluded.stored_at "

@@ -39,11 +39,11 @@ FINAL_STATE = {
 CLAIM_IS_OVER = f"delete from omniq_claim where token {IN}"
 CLAIM_GOES_ON = "update omniq_claim set open = ? where token = ?"
 DONE = Rows(
-    "insert into omniq_done(seq, state, fence, at, ran, crashed, cancel_requested, settled, reason, error) values",
-    "(@, @, @, $1, @, @, @, 1, @, @)",
+    "insert into omniq_done(seq, state, fence, at, ran, crashed, cancel_requested, settled, reason, error)",
+    "(@, @, @, $, @, @, @, 1, @, @)",
 )
 BACK = Rows(
-    "with v(seq, fence, attempt, crashed, run_at, reason, error) as (values",
+    "with v(seq, fence, attempt, crashed, run_at, reason, error) as (",
     "(@, @, @, @, @, @, @)",
     ") update omniq_task as t set fence = v.fence, attempt = t.attempt + v.attempt, crashes = t.crashes + v.crashed, "
     "run_at = v.run_at, reason = v.reason, error = v.error from v where t.seq = v.seq",

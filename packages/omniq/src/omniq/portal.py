@@ -106,7 +106,12 @@ class Portal:
                 if left:
                     loop.run_until_complete(asyncio.wait(left, timeout=CANCEL_GRACE_S))
                 loop.run_until_complete(loop.shutdown_asyncgens())
-                loop.run_until_complete(loop.shutdown_default_executor())
+                try:
+                    loop.run_until_complete(loop.shutdown_default_executor())
+                except RuntimeError:
+                    # Python 3.12.0 and 3.12.1 refuse the thread that this takes when the process ends; there Python itself
+                    # waits for the executor's threads.
+                    pass
             finally:
                 loop.close()
 
