@@ -38,7 +38,7 @@ class _Conditions:
 
 
 def candidates(
-    which: TaskFilter, limit: int, *, before: int | None = None, can_run: bool = True
+    which: TaskFilter, limit: int, *, before: int | None = None, to_purge: bool = False
 ) -> tuple[str, Sequence[str], Sequence[Any]]:
     """A query for the numbers of tasks, newest first, with its parameters.
 
@@ -49,10 +49,11 @@ def candidates(
         which: the filter.
         limit: most numbers.
         before: only lower numbers.
-        can_run: whether running tasks are meant as well.
+        to_purge: running tasks are not meant, and those that wait come in any order: to find the newest of many, all of
+            them are read, and a purge asks once for each thousand.
     """
     states = set(which.states) or set(TaskState)
-    if not can_run:
+    if to_purge:
         states.discard(TaskState.RUNNING)
     conditions = _Conditions()
     if which.queues:
@@ -69,6 +70,15 @@ def candidates(
         conditions.add("t.enqueued_at < {}", "float8", which.enqueued_before)
     if before is not None:
         conditions.add("t.seq < {}", "bigint", before)
+
+    if to_purge and states == {TaskState.PENDING}:
+        conditions.types.append("integer")
+        conditions.values.append(limit)
+        # Task by task ("offset 0" keeps the planner from joining all of them), until there are enough.
+        text = f"""select o.seq from (select r.seq from @schema.ready r union all select d.seq from @schema.delayed d) o
+            cross join lateral (select from @schema.task t where t.seq = o.seq and {conditions.where} offset 0) t
+            limit {{}}"""
+        return text, conditions.types, conditions.values
 
     if states != set(TaskState):
         wanted = []

@@ -303,11 +303,15 @@ class PostgresQueue(Queue):
 
     async def purge(self, which: TaskFilter, /, *, limit: int = 1000) -> int:
         self._backend.check_open()
-        chosen, types, values = candidates(which, limit, can_run=False)
+        chosen, types, values = candidates(which, limit, to_purge=True)
         rows = await self._pool.query(
             f"select * from @schema.purge(array({chosen}))", types, values, writes=True
         )
-        return int(rows[0][0])
+        purged = int(rows[0][0])
+        self._backend.vacuum.note(
+            purged
+        )  # those that waited have left entries behind, as those that are claimed do
+        return purged
 
     # --- inside the caller's transaction ------------------------------------------------------------------------
 
