@@ -10,14 +10,14 @@ import asyncio
 import uuid
 from collections.abc import Callable
 
+from omniq_conformance.hand import Hand
 from omniq_conformance.servers import NatsServer
-from omniq_core import Outcome, Settlement, TaskRecord, TaskState, Verb
+from omniq_core import Outcome, Settlement, TaskState, Verb
 from omniq_nats import NatsBackend, NatsOptions
 from omniq_nats.connection import Client
 from omniq_nats.jetstream import JetStream
 
 Make = Callable[..., NatsBackend]
-Tasks = Callable[..., list[TaskRecord]]
 SHORT_S = 0.3
 
 
@@ -55,11 +55,11 @@ def test_plain_jetstream_loses_the_task(nats_server: NatsServer) -> None:
     asyncio.run(main())
 
 
-def test_here_the_task_is_tried_again(nats_server: NatsServer, backend_at: Make, tasks: Tasks) -> None:
+def test_here_the_task_is_tried_again(nats_server: NatsServer, backend_at: Make) -> None:
     async def main() -> None:
         async with backend_at(nats_server.url) as backend, backend_at(nats_server.url) as other:
             queue = backend.queue()
-            [record] = tasks(1, max_attempts=5)
+            record = Hand.record(max_attempts=5)
             await queue.enqueue([record])
             [first] = await queue.claim(["q"], max_tasks=1, lease_s=SHORT_S, worker_id="first", claim_id="1")
             second = None
@@ -84,7 +84,7 @@ def test_here_the_task_is_tried_again(nats_server: NatsServer, backend_at: Make,
 
 
 def test_a_late_acknowledgement_of_a_delivery_takes_no_task_away(
-    nats_server: NatsServer, backend_at: Make, tasks: Tasks
+    nats_server: NatsServer, backend_at: Make
 ) -> None:
     """Deliveries are hints here. Even the very acknowledgement that JetStream takes too late leaves the task where it is."""
 
@@ -92,7 +92,7 @@ def test_a_late_acknowledgement_of_a_delivery_takes_no_task_away(
         async with backend_at(nats_server.url) as backend:
             parts = backend._opened()
             queue, lines = backend.queue(), parts.tasks.lines
-            [record] = tasks(1, max_attempts=5)
+            record = Hand.record(max_attempts=5)
             await queue.enqueue([record])
             [hint] = await lines.deal("q", 0, 1)  # a worker is dealt it, and stands still
             # Another takes it, fails, and gives it back; only then the first one wakes and acknowledges.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from omniq_conformance.load import Load, until
 from omniq_conformance.servers import NatsCluster
 from omniq_core import Capability, ErrorCode, Severity
 from omniq_nats import NatsBackend
@@ -16,11 +17,11 @@ from omniq_nats.jetstream import JetStream
 from omniq_nats.subjects import Subjects
 
 Make = Callable[..., NatsBackend]
-Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 
+@pytest.mark.usefixtures("hints_come_back_soon")
 def test_nothing_acknowledged_is_lost_and_workers_go_on_when_each_leader_and_each_node_is_killed_under_load(
-    nats_cluster: NatsCluster, backend_at: Make, load_on: Callable[..., Any], until: Until, project: str
+    nats_cluster: NatsCluster, backend_at: Make, project: str
 ) -> None:
     names = Subjects(project)
 
@@ -30,7 +31,7 @@ def test_nothing_acknowledged_is_lost_and_workers_go_on_when_each_leader_and_eac
         # cluster needs up to nine seconds to elect.
         async with backend_at(nats_cluster.url, replicas=3, timeout_s=1.5) as backend:
             assert Capability.DURABLE in backend.capabilities
-            load = load_on(backend)
+            load = Load(backend)
             load.start(1, 5, 20, workers=2)
             spared = {0, 1, 2}
 

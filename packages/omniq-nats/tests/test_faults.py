@@ -5,26 +5,23 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 import pytest
 
+from omniq_conformance.hand import Hand, ids
+from omniq_conformance.load import Load, insist
 from omniq_conformance.servers import NatsServer, Profile, Proxy, Server
 from omniq_core import (
-    Backend,
-    Claim,
     ErrorCode,
     Event,
     EventFilter,
     Outcome,
-    Queue,
     ResultRecord,
     Settlement,
     TaskFilter,
-    TaskRecord,
     TaskState,
     Verb,
 )
@@ -34,34 +31,18 @@ from omniq_nats.subjects import Subjects
 
 OK, DUPLICATE = Outcome.OK, Outcome.DUPLICATE
 Make = Callable[..., NatsBackend]
-Tasks = Callable[..., list[TaskRecord]]
-
-
-async def claim(queue: Queue, count: int = 10, claim_id: str = "", lease_s: float = 60.0) -> list[Claim]:
-    claim_id = claim_id or str(uuid.uuid4())
-    return list(await queue.claim(["q"], max_tasks=count, lease_s=lease_s, worker_id="w", claim_id=claim_id))
-
-
-async def insist(backend: Backend, call: Callable[[], object]) -> object:
-    """Repeats a call until it succeeds, as OmniQ does. Every failure must be one that may be repeated."""
-    end = time.monotonic() + 30
-    while True:
-        try:
-            return await call()  # type: ignore[misc]
-        except Exception as error:
-            if not backend.classify(error).is_retryable or time.monotonic() > end:
-                raise
-            await asyncio.sleep(0.02)  # a server that starts has no signal that we could wait for
+Call = Callable[[], Awaitable[Any]]
 
 
 # These have servers of their own: one that others use has all their streams to read whenever it starts.
+@pytest.mark.usefixtures("hints_come_back_soon")
 @pytest.mark.parametrize("profile", ["default", "durable"])
 def test_nothing_acknowledged_is_lost_when_the_server_is_killed_ten_times_under_load(
-    profile: Profile, backend_at: Make, load_on: Callable[..., Any]
+    profile: Profile, backend_at: Make
 ) -> None:
     async def main(server: NatsServer) -> None:
         async with backend_at(server.url) as backend:
-            load = load_on(backend)
+            load = Load(backend)
             load.start(1, 5, 20, workers=1)
             for _ in range(10):
                 await load.kill(server)
@@ -75,13 +56,12 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed_ten_times_under_
 
 
 def test_a_frozen_server_hangs_nobody_and_everything_goes_on_when_it_thaws(
-    nats_server: NatsServer, backend_at: Make, tasks: Tasks
+    nats_server: NatsServer, backend_at: Make
 ) -> None:
     async def main() -> None:
         async with backend_at(nats_server.url, timeout_s=0.5, connect_timeout_s=0.5) as backend:
-            queue = backend.queue()
-            [record] = tasks(1)
-            await queue.enqueue([record])
+            hand, queue = Hand(backend), backend.queue()
+            record = await hand.put_one()
             await asyncio.to_thread(nats_server.freeze)
             started = time.monotonic()
             with pytest.raises(NoAnswer) as first:
@@ -90,20 +70,20 @@ def test_a_frozen_server_hangs_nobody_and_everything_goes_on_when_it_thaws(
             with pytest.raises(
                 CannotConnect
             ) as second:  # the kernel accepts the connection, nobody answers it
-                await queue.enqueue(tasks(1))
+                await hand.put_one()
             assert backend.classify(second.value) is ErrorCode.UNAVAILABLE
             assert time.monotonic() - started < 3.0
             await asyncio.to_thread(nats_server.thaw)
             await insist(backend, lambda: queue.get([record.id]))
-            assert [c.task_id for c in await claim(queue)] == [record.id]
+            assert ids(await hand.claim()) == [record.id]
 
     asyncio.run(main())
 
 
-def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(backend_at: Make, tasks: Tasks) -> None:
+def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(backend_at: Make) -> None:
     async def main(server: NatsServer) -> None:
         async with backend_at(server.url) as backend, backend_at(server.url) as other:
-            queue = backend.queue()
+            hand, queue = Hand(backend), backend.queue()
             assert await queue.wait(["q"], timeout_s=0.05) is False
             waiting = asyncio.ensure_future(queue.wait(["q"], timeout_s=30))
             await asyncio.sleep(0.1)
@@ -115,7 +95,7 @@ def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(backend_at:
             waiting = asyncio.ensure_future(queue.wait(["q"], timeout_s=30))
             await asyncio.sleep(0.05)
             started = time.monotonic()
-            await insist(other, lambda: other.queue().enqueue(tasks(1)))
+            await insist(other, lambda: other.queue().enqueue(hand.records(1)))
             async with asyncio.timeout(2):
                 assert await waiting is True
             assert time.monotonic() - started < 1.0, "it listens again after the restart"
@@ -127,7 +107,6 @@ def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(backend_at:
 def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
     nats_server: NatsServer,
     backend_at: Make,
-    tasks: Tasks,
     project: str,
     server_proxy: Callable[[Server], Proxy],
 ) -> None:
@@ -136,49 +115,48 @@ def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
 
     async def main() -> None:
         async with backend_at(proxy.url_for(nats_server.url)) as backend:
-            queue, results, events = backend.queue(), backend.result_store(), backend.event_store()
+            hand = Hand(backend)
+            queue, results, events = hand.queue, hand.results, hand.events
             cut = 0
 
-            async def twice(mark: str, call: Callable[[], object], *, skip: int = 0) -> object:
+            async def twice(mark: str, call: Call, *, skip: int = 0) -> Any:
                 """Swallows the reply of the request to a subject, and makes the call again."""
                 nonlocal cut
                 cut += 1
                 proxy.swallow_reply(predicate=lambda data: mark.encode() in data, skip=skip)
                 with pytest.raises(ConnectionLost) as lost:
-                    await call()  # type: ignore[misc]
+                    await call()
                 assert backend.classify(lost.value) is ErrorCode.UNKNOWN_EFFECT
-                return await call()  # type: ignore[misc]
+                return await call()
 
             root = f"PUB {names.root}"
-            plain, unique = tasks(4), tasks(1, unique_key="k")
-            late = tasks(2, queue="late", delay_s=60.0)
-            lone = tasks(2, queue="lone")
+            plain, unique = hand.records(4), hand.records(1, unique_key="k")
+            late = hand.records(2, queue="late", delay_s=60.0)
+            lone = hand.records(2, queue="lone")
             # Of each kind of call every write: the hints, the documents, the claim.
             answers = await twice(f"{root}l.", lambda: queue.enqueue([lone[0]]))
-            assert [a.outcome for a in answers] == [OK], "only its hint had been stored"  # type: ignore[attr-defined]
+            assert [a.outcome for a in answers] == [OK], "only its hint had been stored"
             answers = await twice(f"{root}t.", lambda: queue.enqueue([lone[1]]))
-            assert [a.outcome for a in answers] == [DUPLICATE]  # type: ignore[attr-defined]
+            assert [a.outcome for a in answers] == [DUPLICATE]
             answers = await twice(f"{root}t.", lambda: queue.enqueue(plain))
-            assert [a.outcome for a in answers] == [DUPLICATE] * 4  # type: ignore[attr-defined]
+            assert [a.outcome for a in answers] == [DUPLICATE] * 4
             answers = await twice(f"{root}u.", lambda: queue.enqueue(unique))
-            assert [a.outcome for a in answers] == [DUPLICATE]  # type: ignore[attr-defined]
+            assert [a.outcome for a in answers] == [DUPLICATE]
             answers = await twice(f"{root}l.", lambda: queue.enqueue(late))
-            assert [a.outcome for a in answers] == [OK] * 2  # type: ignore[attr-defined]
-            found = await queue.claim(["lone"], max_tasks=10, lease_s=60, worker_id="w", claim_id="lone")
-            assert [c.task_id for c in found] == [r.id for r in lone], "each once"
-            await queue.settle([Settlement(c.lease, Verb.SUCCEED) for c in found])
+            assert [a.outcome for a in answers] == [OK] * 2
+            found = await hand.claim("lone")
+            assert ids(found) == ids(lone), "each once"
+            await hand.finish_all(found)
 
             # The lease and its tasks leave together; what was taken, comes back under the same claim.
-            claims: list[Claim] = await twice(f"{root}c.", lambda: claim(queue, 5, "first"))  # type: ignore[assignment]
-            assert [c.task_id for c in claims] == [r.id for r in plain + unique]
-            await queue.settle([Settlement(c.lease, Verb.RELEASE) for c in claims])
-            claims = await twice(f"{root}t.", lambda: claim(queue, 5, "second"))  # type: ignore[assignment]
-            assert [c.task_id for c in claims] == [r.id for r in plain + unique], (
-                "the same claim, and no task twice"
-            )
-            assert await claim(queue) == []
+            claims = await twice(f"{root}c.", lambda: hand.claim(max_tasks=5, claim_id="first"))
+            assert ids(claims) == ids(plain + unique)
+            await hand.finish_all(claims, Verb.RELEASE)
+            claims = await twice(f"{root}t.", lambda: hand.claim(max_tasks=5, claim_id="second"))
+            assert ids(claims) == ids(plain + unique), "the same claim, and no task twice"
+            assert await hand.claim() == []
             leases = [c.lease for c in claims]
-            [extended, *_] = await twice(f"{root}c.", lambda: queue.extend(leases, lease_s=90.0))  # type: ignore[misc]
+            [extended, *_] = await twice(f"{root}c.", lambda: queue.extend(leases, lease_s=90.0))
             assert extended.outcome is OK
             end = [Settlement(leases[0], Verb.SUCCEED, result=b"r")]
             assert await twice(f"{root}t.", lambda: queue.settle(end)) == [DUPLICATE]
@@ -194,10 +172,10 @@ def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
             again = await twice(f"{root}l.", lambda: queue.requeue([plain[3].id]))
             assert again == [OK], "only the hint had been stored"
             await twice(f"{root}l.", lambda: queue.pause(["q"]))
-            assert await claim(queue) == []
+            assert await hand.claim() == []
             await twice("STREAM.PURGE", lambda: queue.resume(["q"]))
-            back = await claim(queue, 10, lease_s=0.05)
-            assert sorted(c.task_id for c in back) == sorted(r.id for r in plain[1:]), "each once"
+            back = await hand.claim(lease_s=0.05)
+            assert sorted(ids(back)) == sorted(ids(plain[1:])), "each once"
             assert back[0].task_id == plain[1].id, "what was given back goes first"
 
             before = (await queue.get([back[0].task_id]))[0]
@@ -219,7 +197,7 @@ def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
             assert before is not None
             assert after is not None
             assert after.crashes == before.crashes + 1
-            assert len(await claim(queue, 10)) == 3, "reaped once"
+            assert len(await hand.claim()) == 3, "reaped once"
             assert await twice("STREAM.MSG.DELETE", lambda: queue.purge(TaskFilter(queues=["late"]))) in (
                 0,
                 1,
@@ -251,14 +229,13 @@ def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
 
 
 def test_cancelled_calls_never_mix_up_the_answers_of_others(
-    nats_server: NatsServer, backend_at: Make, tasks: Tasks
+    nats_server: NatsServer, backend_at: Make
 ) -> None:
     async def main() -> None:
         chance = random.Random(7)
         async with backend_at(nats_server.url) as backend:
-            queue = backend.queue()
-            records = tasks(200)
-            await queue.enqueue(records)
+            hand, queue = Hand(backend), backend.queue()
+            records = await hand.put(200)
             for _ in range(20):
                 asked = [
                     (r.id, asyncio.ensure_future(queue.get([r.id]))) for r in chance.choices(records, k=40)
@@ -274,7 +251,7 @@ def test_cancelled_calls_never_mix_up_the_answers_of_others(
                     if not call.cancelled():
                         assert [t and t.id for t in call.result()] == [task_id], "an answer of another call"
                 for page in pages[1:]:
-                    assert [task.id for task in page.result().items] == [r.id for r in records[:-6:-1]]
+                    assert ids(page.result().items) == ids(records[:-6:-1])
 
     asyncio.run(main())
 
@@ -331,21 +308,18 @@ def test_who_waits_for_a_result_hears_of_it_after_the_connection_was_cut(
     asyncio.run(main())
 
 
-def test_a_former_owner_stays_out_even_of_a_server_that_forgot_everything(
-    backend_at: Make, tasks: Tasks
-) -> None:
+def test_a_former_owner_stays_out_even_of_a_server_that_forgot_everything(backend_at: Make) -> None:
     async def main(server: NatsServer) -> None:
         async with backend_at(server.url) as backend:
-            queue = backend.queue()
-            [record] = tasks(1)
-            await queue.enqueue([record])
-            [old] = await claim(queue)
+            hand, queue = Hand(backend), backend.queue()
+            record = await hand.put_one()
+            old = await hand.claim_one()
             for name in ("tasks", "lines", "claims", "events"):
                 server.api(f"STREAM.DELETE.{getattr(backend._opened().subjects, name)}")
         async with backend_at(server.url) as backend:
-            queue = backend.queue()
+            hand, queue = Hand(backend), backend.queue()
             await queue.enqueue([record])
-            [new] = await claim(queue)
+            new = await hand.claim_one()
             assert new.lease.fence > old.lease.fence
             assert await queue.settle([Settlement(old.lease, Verb.SUCCEED)]) == [Outcome.STALE]
             assert await queue.settle([Settlement(new.lease, Verb.SUCCEED)]) == [OK]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from omniq_conformance.hand import Hand
 from omniq_conformance.servers import NatsServer, Proxy, Server
 from omniq_core import (
     Capability,
@@ -42,7 +43,6 @@ from omniq_nats.errors import CannotConnect, Forbidden, Refused
 from omniq_nats.subjects import Subjects, text_of, token
 
 Make = Callable[..., NatsBackend]
-Tasks = Callable[..., list[TaskRecord]]
 README = Path(__file__).parents[1] / "README.md"
 CERTIFICATE = str(Path(__file__).with_name("certificate.pem"))
 
@@ -52,11 +52,11 @@ async def look(backend: NatsBackend) -> Health:
         return await backend.check()
 
 
-async def works(backend: NatsBackend, tasks: Tasks) -> None:
+async def works(backend: NatsBackend) -> None:
     """Everything that a program does with it."""
     async with backend:
         queue, results, events = backend.queue(), backend.result_store(), backend.event_store()
-        await queue.enqueue(tasks(3) + tasks(1, delay_s=60, ttl_s=90, unique_key="k"))
+        await queue.enqueue(Hand.records(3) + Hand.records(1, delay_s=60, ttl_s=90, unique_key="k"))
         claims = await queue.claim(["q"], max_tasks=3, lease_s=60, worker_id="w", claim_id="c")
         ends = [
             Settlement(c.lease, v, result=r)
@@ -198,14 +198,14 @@ def recipe(project: str, password: str) -> str:
 
 
 def test_who_may_not_hear_of_results_is_told_at_once_when_one_is_to_be_stored(
-    backend_at: Make, tasks: Tasks, project: str
+    backend_at: Make, project: str
 ) -> None:
     rules = recipe(project, "s3cret-word").replace(f', "omniq.{project}.f.>"', "")
 
     async def main(url: str) -> None:
         async with backend_at(url, timeout_s=60.0) as backend:
             queue = backend.queue()
-            await queue.enqueue(tasks(1))
+            await queue.enqueue(Hand.records(1))
             [found] = await queue.claim(["q"], max_tasks=1, lease_s=60, worker_id="w", claim_id="c")
             for _ in range(2):
                 with pytest.raises(Refused, match="Permissions Violation") as refused:
@@ -217,19 +217,17 @@ def test_who_may_not_hear_of_results_is_told_at_once_when_one_is_to_be_stored(
         asyncio.run(main(server.url.replace("://", "://omniq:s3cret-word@")))
 
 
-def test_a_user_with_the_rights_of_the_readme_can_do_everything(
-    backend_at: Make, tasks: Tasks, project: str
-) -> None:
+def test_a_user_with_the_rights_of_the_readme_can_do_everything(backend_at: Make, project: str) -> None:
     rules = recipe(project, "s3cret-word")
     with NatsServer(settings={"authorization": rules, "no_auth_user": "anyone"}) as server:
         url = server.url.replace("://", "://omniq:s3cret-word@")
-        asyncio.run(works(backend_at(url), tasks))
+        asyncio.run(works(backend_at(url)))
 
         async def main() -> None:
             other = NatsBackend.from_url(url, project_name="somebody_elses", timeout_s=1.0)
             with pytest.raises(Refused, match="Permissions Violation") as refused:
                 async with other:
-                    await other.queue().enqueue(tasks(1))
+                    await Hand(other).put_one()
             assert other.classify(refused.value) is ErrorCode.PERMISSION
             wrong = backend_at(url.replace("s3cret-word", "wrong-word"))
             with pytest.raises(Forbidden) as forbidden:
@@ -240,19 +238,19 @@ def test_a_user_with_the_rights_of_the_readme_can_do_everything(
         asyncio.run(main())
 
 
-def test_a_token_lets_us_in(backend_at: Make, tasks: Tasks) -> None:
+def test_a_token_lets_us_in(backend_at: Make) -> None:
     class Tokened(NatsServer):
         def _url(self, port: int) -> str:
             return f"nats://s3cret-token@127.0.0.1:{port}"
 
     with Tokened(settings={"authorization": "{ token: s3cret-token }"}) as server:
-        asyncio.run(works(backend_at(server.url), tasks))
+        asyncio.run(works(backend_at(server.url)))
         asyncio.run(look(backend_at(server.url.replace("s3cret-token@", ""), token="s3cret-token")))
         with pytest.raises(Forbidden):
             asyncio.run(look(backend_at(server.url.replace("s3cret", "wrong"))))
 
 
-def test_an_nkey_signs_the_servers_challenge(backend_at: Make, tasks: Tasks, tmp_path: Path) -> None:
+def test_an_nkey_signs_the_servers_challenge(backend_at: Make, tmp_path: Path) -> None:
     import nkeys
 
     seed = nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER)
@@ -261,7 +259,7 @@ def test_an_nkey_signs_the_servers_challenge(backend_at: Make, tasks: Tasks, tmp
     with NatsServer(settings={"authorization": users, "no_auth_user": "anyone"}) as server:
         made = backend_at(server.url, nkey_seed=seed.decode())
         assert seed.decode() not in repr(made) + repr(made.config)
-        asyncio.run(works(made, tasks))
+        asyncio.run(works(made))
         other = nkeys.encode_seed(bytes(32), nkeys.PREFIX_BYTE_USER).decode()
         with pytest.raises(Forbidden):
             asyncio.run(look(backend_at(server.url, nkey_seed=other)))
@@ -292,7 +290,7 @@ def test_a_credentials_file_signs_as_well(tmp_path: Path) -> None:
     assert key.verify(b"challenge", signature) in (True, None)
 
 
-def test_an_encrypted_connection_is_verified(backend_at: Make, tasks: Tasks) -> None:
+def test_an_encrypted_connection_is_verified(backend_at: Make) -> None:
     settings = {
         "tls": f'{{ cert_file: "{CERTIFICATE}", key_file: "{CERTIFICATE}" }}',
         "allow_non_tls": "true",
@@ -300,7 +298,7 @@ def test_an_encrypted_connection_is_verified(backend_at: Make, tasks: Tasks) -> 
     with NatsServer(settings=settings) as server:
         url = server.url.replace("nats://", "tls://")
         made = NatsBackend(servers=url, tls=True, tls_ca_file=CERTIFICATE, project_name="encrypted")
-        asyncio.run(works(made, tasks))
+        asyncio.run(works(made))
         with pytest.raises(CannotConnect, match="certificate"):
             asyncio.run(look(NatsBackend(servers=url, tls=True)))
         by_name = f"localhost:{server.port}"
@@ -388,7 +386,7 @@ def test_names_are_told_apart_by_their_tokens_and_hold_nothing_that_means_someth
 
 
 def test_hostile_names_of_queues_ids_and_keys_touch_nothing_else(
-    nats_server: NatsServer, backend_at: Make, tasks: Tasks
+    nats_server: NatsServer, backend_at: Make
 ) -> None:
     async def main() -> None:
         async with backend_at(nats_server.url) as backend:
@@ -424,13 +422,13 @@ async def _claim(queue: Queue, name: str) -> list[Claim]:
     )
 
 
-def test_hostile_projects_are_kept_apart(nats_server: NatsServer, tasks: Tasks) -> None:
+def test_hostile_projects_are_kept_apart(nats_server: NatsServer) -> None:
     async def main() -> None:
         for name in ("*", ">", "a.b", "a", "../../x", "a\r\nb", "A", "p" * 255, "p" * 254):
             async with NatsBackend(servers=nats_server.url, project_name=name) as backend:
                 queue = backend.queue()
                 assert await queue.queue_names() == [], f"the project {name!r} is not new"
-                await queue.enqueue(tasks(1, queue="mine"))
+                await queue.enqueue(Hand.records(1, queue="mine"))
                 assert len(await _claim(queue, "mine")) == 1
                 await queue.purge(TaskFilter())
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
+from omniq_conformance.load import until
 from omniq_conformance.servers import NatsServer, Proxy, Server
 from omniq_core import Closed, Outcome, ResultRecord, ResultStore, TaskState
 from omniq_nats import NatsBackend, told
 from omniq_nats.jetstream import JetStream
 
 Make = Callable[..., NatsBackend]
-Until = Callable[[Callable[[], object]], Awaitable[None]]
 IDS = [f"task-{number}" for number in range(200)]
 
 
@@ -135,7 +135,6 @@ def test_a_broken_connection_makes_everything_unknown_again(
     nats_server: NatsServer,
     backend_at: Make,
     server_proxy: Callable[[Server], Proxy],
-    until: Until,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(told, "LOOK_AGAIN_S", 100.0)
@@ -158,7 +157,7 @@ def test_a_broken_connection_makes_everything_unknown_again(
 
 
 def test_what_nobody_waits_for_any_more_is_unsubscribed(
-    nats_server: NatsServer, backend_at: Make, until: Until, monkeypatch: pytest.MonkeyPatch
+    nats_server: NatsServer, backend_at: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(told, "KEEP_S", 0.05)
 

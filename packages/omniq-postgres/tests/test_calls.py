@@ -10,13 +10,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from omniq_conformance.hand import Hand
 from omniq_conformance.servers import PostgresServer
-from omniq_core import Outcome, Settlement, TaskRecord, Verb
+from omniq_core import Outcome, Settlement, Verb
 from omniq_postgres import PostgresBackend
-
-
-def record(**fields: Any) -> TaskRecord:
-    return TaskRecord(**({"id": str(uuid.uuid4()), "queue": "q", "name": "work", "body": b"b"} | fields))
 
 
 def run(
@@ -42,7 +39,7 @@ def test_a_notification_travels_with_the_call_that_it_is_about(
             assert worker._listener is not None
             await worker._listener.listening.wait()
             await waiting  # whoever begins to listen looks once
-            task = record()
+            task = Hand.record()
             await producer.queue().enqueue([task])
             assert producer.ringer is not None
             assert producer.ringer._link is None, "it took a connection of its own"
@@ -73,7 +70,7 @@ def test_a_connection_with_a_notification_behind_takes_the_next_call(
     async def body(backend: PostgresBackend) -> None:
         queue = backend.queue()
         for number in range(100):
-            task = record()
+            task = Hand.record()
             assert [answer.outcome for answer in await queue.enqueue([task])] == [Outcome.OK]
             assert [answer.outcome for answer in await queue.enqueue([task])] == [Outcome.DUPLICATE]
             [claim] = await queue.claim(["q"], max_tasks=1, lease_s=9.0, worker_id="w", claim_id=f"c{number}")
@@ -94,8 +91,8 @@ def test_a_call_that_fails_leaves_a_connection_that_works(
         queue = backend.queue()
         for _ in range(10):
             with pytest.raises(psycopg.DataError):
-                await queue.enqueue([record(name="no\0text")])
-            await queue.enqueue([record()])
+                await queue.enqueue([Hand.record(name="no\0text")])
+            await queue.enqueue([Hand.record()])
         links = set(backend.pool._links)
         assert len(links) == 1
         assert len(await queue.claim(["q"], max_tasks=99, lease_s=9.0, worker_id="w", claim_id="c")) == 10
@@ -110,10 +107,10 @@ def test_a_caller_who_goes_alone_and_leaves_strands_nobody(
     async def body(backend: PostgresBackend) -> None:
         queue = backend.queue()
         for _ in range(20):
-            await queue.enqueue([record()])  # the last one had no company
-            first = asyncio.create_task(queue.enqueue([record()]))
+            await queue.enqueue([Hand.record()])  # the last one had no company
+            first = asyncio.create_task(queue.enqueue([Hand.record()]))
             await asyncio.sleep(0)
-            others = [asyncio.create_task(queue.enqueue([record()])) for _ in range(5)]
+            others = [asyncio.create_task(queue.enqueue([Hand.record()])) for _ in range(5)]
             await asyncio.sleep(0)
             first.cancel()
             answers = await asyncio.gather(*others)
@@ -139,7 +136,7 @@ def test_closing_lets_the_last_notification_out(
             )
             waiting = asyncio.create_task(queue.wait(["q"], timeout_s=20.0))
             async with PostgresBackend.from_url(postgres_server.url, schema=postgres_schema) as producer:
-                await producer.queue().enqueue([record(body=b"b" * 20_000)])
+                await producer.queue().enqueue([Hand.record(body=b"b" * 20_000)])
             async with asyncio.timeout(5.0):
                 assert await waiting
 

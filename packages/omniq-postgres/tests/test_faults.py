@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -13,10 +12,10 @@ from typing import Any
 import psycopg
 import pytest
 
+from omniq_conformance.hand import Hand, ids
+from omniq_conformance.load import Load, insist
 from omniq_conformance.servers import PostgresServer, Proxy
 from omniq_core import (
-    Backend,
-    Claim,
     ErrorCode,
     Event,
     EventFilter,
@@ -24,17 +23,10 @@ from omniq_core import (
     ResultRecord,
     Settlement,
     TaskFilter,
-    TaskRecord,
     TaskState,
     Verb,
 )
 from omniq_postgres import PostgresBackend
-
-numbers = itertools.count()
-
-
-def record(**fields: Any) -> TaskRecord:
-    return TaskRecord(**({"id": f"t{next(numbers)}", "queue": "q", "name": "work", "body": b"b"} | fields))
 
 
 async def listening(worker: PostgresBackend) -> None:
@@ -44,81 +36,30 @@ async def listening(worker: PostgresBackend) -> None:
     await worker._listener.listening.wait()
 
 
-async def claim(
-    backend: Backend, count: int = 10, lease_s: float = 60.0, claim_id: str | None = None
-) -> list[Claim]:
-    found = await backend.queue().claim(
-        ["q"], max_tasks=count, lease_s=lease_s, worker_id="w", claim_id=claim_id or str(uuid.uuid4())
-    )
-    return list(found)
-
-
-async def repeated(backend: Backend, call: Callable[[], Awaitable[Any]], *, within_s: float = 20.0) -> Any:
-    """What a caller does: repeats a call while its failure is one that may be repeated."""
-    async with asyncio.timeout(within_s):
-        while True:
-            try:
-                return await call()
-            except Exception as error:
-                if not backend.classify(error).is_retryable:
-                    raise
-                await asyncio.sleep(0.02)
-
-
-def test_a_killed_server_loses_nothing_that_it_acknowledged(
+def test_a_killed_server_loses_nothing_that_it_acknowledged_and_has_nothing_else(
     postgres_server_durable: PostgresServer,
 ) -> None:
     server = postgres_server_durable
     schema = f"kill_{uuid.uuid4().hex[:8]}"
-    acknowledged: set[str] = set()
-    done: set[str] = set()
 
-    async def main() -> None:
+    async def main() -> Load:
         async with PostgresBackend.from_url(server.url, schema=schema) as backend:
-            stopping = asyncio.Event()
-
-            async def produce(number: int) -> None:
-                while not stopping.is_set():
-                    batch = [record() for _ in range(number % 3 * 5 + 1)]
-                    answers = await repeated(backend, partial(backend.queue().enqueue, batch))
-                    acknowledged.update(answer.task_id for answer in answers)
-
-            async def work_once() -> None:
-                claim_id = str(uuid.uuid4())
-                claims = await repeated(backend, lambda: claim(backend, 50, claim_id=claim_id))
-                settlements = [Settlement(c.lease, Verb.SUCCEED, result=b"r") for c in claims]
-                outcomes = await repeated(backend, lambda: backend.queue().settle(settlements))
-                assert {*outcomes} <= {Outcome.OK, Outcome.DUPLICATE}
-                assert not done & {c.task_id for c in claims}, "a task was handed out twice"
-                done.update(c.task_id for c in claims)
-
-            async def work() -> None:
-                while not (stopping.is_set() and done >= acknowledged):
-                    await work_once()
-
-            async def torment() -> None:
-                for _ in range(3):
-                    before = len(acknowledged)
-                    while len(acknowledged) < before + 200:  # noqa: ASYNC110 - the producers go on meanwhile
-                        await asyncio.sleep(0.005)
-                    await asyncio.to_thread(server.kill)
-                    await asyncio.to_thread(server.start)
-                stopping.set()
-
-            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-                for number in range(8):
-                    group.create_task(produce(number))
-                for _ in range(2):
-                    group.create_task(work())
-                group.create_task(torment())
+            load = Load(backend)
+            load.start(1, 6, 11, 1, 6, 11, 1, 6, workers=2)
+            for _ in range(3):
+                await load.kill(server, after=200)
+                await asyncio.to_thread(server.start)
+            await load.stop()
+            await load.check()
             page = await backend.queue().query(TaskFilter(states=[TaskState.PENDING, TaskState.RUNNING]))
             assert page.items == []
+            return load
 
     try:
-        asyncio.run(main())
+        load = asyncio.run(main())
         [[count]] = server.execute(f"select count(*) from {schema}.task where state = 2")
         # A task whose acknowledgement got lost may be there as well; the producer has asked again, so it is acknowledged.
-        assert int(count) == len(acknowledged) == len(done)
+        assert int(count) == len(load.acknowledged) == len(load.done)
     finally:
         server.start()
         server.execute(f"set client_min_messages = error; drop schema {schema} cascade")
@@ -132,14 +73,15 @@ def test_a_frozen_server_hangs_nobody_and_is_used_again(
             postgres_server.url, schema=postgres_schema, statement_timeout_s=0.5, connect_timeout_s=0.5
         )
         async with backend:
-            await backend.queue().enqueue([record()])
-            [held] = await claim(backend)
+            hand = Hand(backend)
+            await hand.put_one()
+            held = await hand.claim_one(lease_s=60.0)
             waiting = asyncio.ensure_future(backend.queue().wait(["q"], timeout_s=30.0))
             await asyncio.sleep(0.05)
             await asyncio.to_thread(postgres_server.freeze)
             frozen_at = time.monotonic()
             try:
-                late = record()
+                late = Hand.record()
                 sent = asyncio.ensure_future(
                     backend.queue().enqueue([late])
                 )  # on the one connection that there is
@@ -147,7 +89,7 @@ def test_a_frozen_server_hangs_nobody_and_is_used_again(
                 calls = [
                     sent,
                     backend.queue().extend([held.lease], lease_s=60.0),
-                    claim(backend),
+                    hand.claim(),
                     backend.queue().get(["x"]),
                     backend.result_store().get(["x"]),
                     backend.event_store().append([Event("e", "x", "t", 1.0)]),
@@ -170,12 +112,12 @@ def test_a_frozen_server_hangs_nobody_and_is_used_again(
                 await asyncio.sleep(max(0.0, 5.0 - (time.monotonic() - frozen_at)))
             finally:
                 await asyncio.to_thread(postgres_server.thaw)
-            [answer] = await repeated(backend, lambda: backend.queue().enqueue([late]))
+            [answer] = await insist(backend, lambda: backend.queue().enqueue([late]))
             assert answer.outcome in (Outcome.OK, Outcome.DUPLICATE)
             assert list(await backend.queue().settle([Settlement(held.lease, Verb.SUCCEED)])) == [Outcome.OK]
             async with asyncio.timeout(5.0):
                 await asyncio.wait([waiting])
-            found = [c.task_id for c in await claim(backend)] or [late.id]
+            found = ids(await hand.claim()) or [late.id]
             assert found == [late.id]
             await asyncio.gather(waiting, return_exceptions=True)
 
@@ -193,23 +135,23 @@ def test_a_listener_that_was_cut_off_listens_again(
             PostgresBackend.from_url(url, schema=postgres_schema, poll_interval_s=30.0) as worker,
             PostgresBackend.from_url(postgres_server.url, schema=postgres_schema) as producer,
         ):
+            hand = Hand(worker)
             for _ in range(2):
-                assert await claim(worker) == []
+                assert await hand.claim() == []
                 # With its connections the call may fail as well, and is repeated.
                 wait = partial(worker.queue().wait, ["q"], timeout_s=25.0)
-                waiting = asyncio.ensure_future(repeated(worker, wait))
+                waiting = asyncio.ensure_future(insist(worker, wait))
                 await listening(worker)
                 proxy.cut()
                 async with asyncio.timeout(5.0):
                     assert await waiting, "a listener that stands again wakes everybody"
-                assert await repeated(worker, lambda: claim(worker)) == []
+                assert await insist(worker, hand.claim) == []
                 waiting = asyncio.ensure_future(worker.queue().wait(["q"], timeout_s=25.0))
                 await asyncio.sleep(0.05)
-                task = record()
-                await producer.queue().enqueue([task])
+                task = await Hand(producer).put_one()
                 async with asyncio.timeout(5.0):
                     assert await waiting
-                [held] = await claim(worker)
+                held = await hand.claim_one()
                 assert held.task_id == task.id
                 await worker.queue().settle([Settlement(held.lease, Verb.SUCCEED)])
 
@@ -231,7 +173,8 @@ def test_a_swallowed_reply_doubles_nothing_and_loses_nothing(
     async def main() -> None:
         url = proxy.url_for(postgres_server.url)
         async with PostgresBackend.from_url(url, schema=postgres_schema, notify=True) as backend:
-            queue, results, events = backend.queue(), backend.result_store(), backend.event_store()
+            hand = Hand(backend)
+            queue, results, events = hand.queue, hand.results, hand.events
 
             async def lost(name: str, call: Callable[[], Awaitable[Any]]) -> Any:
                 """The call's reply is swallowed once; it is repeated, and its second answer counts."""
@@ -242,15 +185,15 @@ def test_a_swallowed_reply_doubles_nothing_and_loses_nothing(
                     await call()
                 assert backend.classify(caught.value) is ErrorCode.UNKNOWN_EFFECT
                 await asyncio.to_thread(proxy.wait_for, lambda counters: counters.swallowed == before + 1)
-                return await repeated(backend, call)
+                return await insist(backend, call)
 
-            tasks = [record() for _ in range(8)]
+            tasks = hand.records(8)
             answers = await lost("enqueue", lambda: queue.enqueue(tasks))
             assert [a.outcome for a in answers] == [Outcome.DUPLICATE] * 8
 
             claim_id = str(uuid.uuid4())
-            claims = await lost("claim", lambda: claim(backend, 4, claim_id=claim_id))
-            assert [c.task_id for c in claims] == [t.id for t in tasks[:4]], "the repeated claim took others"
+            claims = await lost("claim", lambda: hand.claim(max_tasks=4, claim_id=claim_id))
+            assert ids(claims) == ids(tasks[:4]), "the repeated claim took others"
             [stats] = await queue.stats(["q"])
             assert (stats.ready, stats.running) == (4, 4)
 
@@ -264,7 +207,7 @@ def test_a_swallowed_reply_doubles_nothing_and_loses_nothing(
             ]
             outcomes = await lost("settle", lambda: queue.settle(ends))
             assert outcomes == [Outcome.DUPLICATE] * 4
-            snapshots = await lost("get", lambda: queue.get([t.id for t in tasks[:4]]))
+            snapshots = await lost("get", lambda: queue.get(ids(tasks[:4])))
             assert [(s.state.value, s.attempt) for s in snapshots] == [
                 ("succeeded", 1), ("pending", 1), ("pending", 0), ("dead", 1),
             ]  # fmt: skip
@@ -274,8 +217,7 @@ def test_a_swallowed_reply_doubles_nothing_and_loses_nothing(
             assert await lost("cancel", lambda: queue.cancel([tasks[5].id])) == [Outcome.FINISHED]
             assert await lost("requeue", lambda: queue.requeue([tasks[3].id])) == [Outcome.DUPLICATE]
 
-            await queue.enqueue([record(queue="lost", max_crashes=1)])
-            await queue.claim(["lost"], max_tasks=1, lease_s=0.05, worker_id="w", claim_id="c")
+            await hand.running(queue="lost", max_crashes=1, lease_s=0.05)
             await asyncio.sleep(0.1)
             await lost("reap", queue.maintain)
             await lost("tidy", queue.maintain)
@@ -283,7 +225,7 @@ def test_a_swallowed_reply_doubles_nothing_and_loses_nothing(
             assert (stats.ready, stats.running) == (0, 0)
 
             await lost("pause", lambda: queue.pause(["q"]))
-            assert await claim(backend) == []
+            assert await hand.claim() == []
             await lost("pause", lambda: queue.resume(["q"]))
 
             put = [ResultRecord("elsewhere", 3, TaskState.SUCCEEDED, b"r")]
@@ -295,7 +237,7 @@ def test_a_swallowed_reply_doubles_nothing_and_loses_nothing(
             assert len((await events.read(EventFilter())).items) == 3
             assert await lost("truncate", lambda: events.truncate(before=1.0)) == 0
 
-            left = [c.task_id for c in await claim(backend, 100)]
+            left = ids(await hand.claim(max_tasks=100))
             assert sorted(left) == sorted(t.id for n, t in enumerate(tasks) if n not in (0, 5))
             [stats] = await queue.stats(["q"])
             assert (stats.ready, stats.running) == (0, 6), "a repeated call was counted twice"
@@ -310,14 +252,14 @@ def test_cancelled_calls_leave_no_transaction_and_no_lock(
         async with PostgresBackend.from_url(
             postgres_server.url, schema=postgres_schema, pool_size=2
         ) as backend:
-            tasks = [record() for _ in range(20)]
-            await backend.queue().enqueue(tasks)
-            [held, *_] = await claim(backend, 1)
+            hand = Hand(backend)
+            tasks = await hand.put(20)
+            held = await hand.claim_one()
 
             def calls() -> list[Callable[[], Awaitable[Any]]]:
                 return [
-                    lambda: backend.queue().enqueue([record() for _ in range(300)]),
-                    lambda: claim(backend, 3, lease_s=0.05),
+                    lambda: backend.queue().enqueue(Hand.records(300)),
+                    lambda: hand.claim(max_tasks=3, lease_s=0.05),
                     lambda: backend.queue().settle([Settlement(held.lease, Verb.RETRY)]),
                     lambda: backend.queue().extend([held.lease], lease_s=9.0),
                     lambda: backend.queue().cancel([tasks[7].id]),
@@ -345,8 +287,8 @@ def test_cancelled_calls_leave_no_transaction_and_no_lock(
                     if open_ == "0":
                         break
             async with asyncio.timeout(5.0):
-                await backend.queue().enqueue([record()])
-                assert await claim(backend, 1)
+                await hand.put_one()
+                await hand.claim_one()
 
     asyncio.run(main())
 
@@ -374,8 +316,8 @@ def test_a_callers_bad_item_is_not_anothers_failure(
 ) -> None:
     async def main() -> None:
         async with PostgresBackend.from_url(postgres_server.url, schema=postgres_schema) as backend:
-            bad = record(max_attempts=2**40)
-            good = [record() for _ in range(20)]
+            bad = Hand.record(max_attempts=2**40)
+            good = Hand.records(20)
             calls = [backend.queue().enqueue([task]) for task in [*good[:10], bad, *good[10:]]]
             answers: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
             assert isinstance(answers.pop(10), Exception)

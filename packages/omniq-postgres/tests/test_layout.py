@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
+from omniq_conformance.hand import Hand, ids
 from omniq_conformance.servers import PostgresServer
 from omniq_core import (
-    Claim,
     Lease,
     Outcome,
     Settlement,
     TaskFilter,
-    TaskRecord,
     TaskState,
     Verb,
 )
 from omniq_postgres import PostgresBackend
-
-
-def records(count: int, **fields: Any) -> list[TaskRecord]:
-    return [
-        TaskRecord(**({"id": str(uuid.uuid4()), "queue": "q", "name": "work", "body": b"b"} | fields))
-        for _ in range(count)
-    ]
-
-
-async def claim(backend: PostgresBackend, count: int = 1000, lease_s: float = 60.0) -> list[Claim]:
-    return list(
-        await backend.queue().claim(
-            ["q"], max_tasks=count, lease_s=lease_s, worker_id="w", claim_id=str(uuid.uuid4())
-        )
-    )
 
 
 def run(
@@ -66,18 +49,18 @@ def test_no_call_of_the_hot_path_reads_a_table_from_end_to_end(
     # Nothing was analysed: the planner believes all tables to be empty, and a scan to be free.
     async def fill(backend: PostgresBackend) -> None:
         for _ in range(5):
-            await backend.queue().enqueue(records(1000, max_crashes=9))
-        await backend.queue().enqueue(records(1000, delay_s=0.05))
-        await backend.queue().enqueue(records(50, ttl_s=0.05, unique_key="k"))
+            await backend.queue().enqueue(Hand.records(1000, max_crashes=9))
+        await backend.queue().enqueue(Hand.records(1000, delay_s=0.05))
+        await backend.queue().enqueue(Hand.records(50, ttl_s=0.05, unique_key="k"))
 
     async def work(backend: PostgresBackend) -> None:
-        queue, results = backend.queue(), backend.result_store()
-        await queue.enqueue(records(10))
-        await queue.enqueue(records(1000))
-        await queue.enqueue(records(20, unique_key="other"))
+        hand, queue, results = Hand(backend), backend.queue(), backend.result_store()
+        await queue.enqueue(Hand.records(10))
+        await queue.enqueue(Hand.records(1000))
+        await queue.enqueue(Hand.records(20, unique_key="other"))
         for verb in (Verb.SUCCEED, Verb.RETRY, Verb.RELEASE, Verb.DEAD):
             for size in (1, 10, 1000):
-                claims = await claim(backend, size)
+                claims = await hand.claim(max_tasks=size)
                 assert len(claims) == size
                 await queue.extend([c.lease for c in claims], lease_s=60.0)
                 ends = [
@@ -85,14 +68,13 @@ def test_no_call_of_the_hot_path_reads_a_table_from_end_to_end(
                 ]
                 await queue.settle(ends[: size // 2])
                 await queue.settle(ends)
-                ids = [c.task_id for c in claims]
-                await queue.get(ids)
-                await results.get(ids)
-        await claim(backend, 100, lease_s=0.01)
+                await queue.get(ids(claims))
+                await results.get(ids(claims))
+        await hand.claim(max_tasks=100, lease_s=0.01)
         await queue.maintain()
-        held = await claim(backend, 10)
-        await queue.cancel([c.task_id for c in held])
-        await queue.requeue([c.task_id for c in held])
+        held = await hand.claim()
+        await queue.cancel(ids(held))
+        await queue.requeue(ids(held))
         await queue.wait(["q"], timeout_s=0.01)
 
     run(postgres_server, postgres_schema, fill)
@@ -107,9 +89,9 @@ def test_no_call_of_the_hot_path_reads_a_table_from_end_to_end(
 
 def test_settling_rewrites_a_task_in_place(postgres_server: PostgresServer, postgres_schema: str) -> None:
     async def body(backend: PostgresBackend) -> None:
-        await backend.queue().enqueue(records(1000, body=b"b" * 200))
-        claims = await claim(backend)
-        await backend.queue().settle([Settlement(c.lease, Verb.SUCCEED, result=b"r" * 50) for c in claims])
+        hand = Hand(backend)
+        await hand.put(1000, body=b"b" * 200)
+        await hand.finish_all(await hand.claim(max_tasks=1000), result=b"r" * 50)
 
     run(postgres_server, postgres_schema, body)
 
@@ -131,9 +113,9 @@ def test_a_lease_that_lost_its_handle_is_still_good(
     postgres_server: PostgresServer, postgres_schema: str
 ) -> None:
     async def body(backend: PostgresBackend) -> None:
-        queue = backend.queue()
-        await queue.enqueue(records(4))
-        first, second, third, fourth = await claim(backend, 4)
+        hand, queue = Hand(backend), backend.queue()
+        await hand.put(4)
+        first, second, third, fourth = await hand.claim()
         bare = Lease(first.task_id, first.lease.fence)
         [extension] = await queue.extend([bare], lease_s=60.0)
         assert extension.outcome is Outcome.OK
@@ -146,7 +128,7 @@ def test_a_lease_that_lost_its_handle_is_still_good(
         assert list(await queue.settle([Settlement(by_json, Verb.RETRY)])) == [Outcome.OK]
 
         # Handles that do not fit: of another task, of another claim, of a claim that holds others.
-        [again] = await claim(backend, 1)
+        again = await hand.claim_one()
         assert again.task_id == second.task_id
         wrong = [
             msgspec.structs.replace(third.lease, fence=again.lease.fence),
@@ -170,9 +152,8 @@ def test_a_lease_that_lost_its_handle_is_still_good(
 
 def test_a_reapers_fence_is_nobodys_settlement(postgres_server: PostgresServer, postgres_schema: str) -> None:
     async def body(backend: PostgresBackend) -> None:
-        queue = backend.queue()
-        await queue.enqueue(records(1))
-        [held] = await claim(backend, 1, lease_s=0.05)
+        hand, queue = Hand(backend), backend.queue()
+        held = await hand.running(lease_s=0.05)
         await asyncio.sleep(0.1)
         [moved] = (await queue.maintain()).moved
         assert moved.fence > held.lease.fence
@@ -180,7 +161,7 @@ def test_a_reapers_fence_is_nobodys_settlement(postgres_server: PostgresServer, 
             assert list(await queue.settle([Settlement(Lease(held.task_id, fence), Verb.SUCCEED)])) == [
                 Outcome.STALE
             ]
-        [again] = await claim(backend, 1)
+        again = await hand.claim_one()
         assert again.lease.fence > moved.fence
 
     run(postgres_server, postgres_schema, body)
@@ -190,11 +171,10 @@ def test_what_ended_long_ago_is_deleted_with_everything_about_it(
     postgres_server: PostgresServer, postgres_schema: str
 ) -> None:
     async def body(backend: PostgresBackend) -> None:
-        queue, results = backend.queue(), backend.result_store()
-        await queue.enqueue(records(40, unique_key=None))
-        keyed = records(1, unique_key="k")
-        await queue.enqueue(keyed)
-        claims = await claim(backend)
+        hand, queue, results = Hand(backend), backend.queue(), backend.result_store()
+        await hand.put(40)
+        await hand.put_one(unique_key="k")
+        claims = await hand.claim(max_tasks=50)
         verbs = [Verb.SUCCEED, Verb.DEAD, Verb.CANCEL]
         ends = [Settlement(c.lease, verbs[n % 3], result=b"r") for n, c in enumerate(claims[:-1])]
         ends.append(Settlement(claims[-1].lease, Verb.SUCCEED, result=b"long", result_ttl_s=60.0))
@@ -216,7 +196,7 @@ def test_what_ended_long_ago_is_deleted_with_everything_about_it(
         [kept] = await results.get([claims[-1].task_id])
         assert kept is not None
         assert kept.body == b"long"
-        [answer] = await queue.enqueue([records(1, id=claims[0].task_id)[0]])
+        [answer] = await queue.enqueue([Hand.record(id=claims[0].task_id)])
         assert answer.outcome is Outcome.OK, "after its retention an id is unknown"
         rows = await asyncio.to_thread(
             postgres_server.execute, f"select (select count(*) from {postgres_schema}.failed)"
@@ -230,9 +210,9 @@ def test_results_that_came_with_a_settlement_end_at_their_time(
     postgres_server: PostgresServer, postgres_schema: str
 ) -> None:
     async def body(backend: PostgresBackend) -> None:
-        queue, results = backend.queue(), backend.result_store()
-        await queue.enqueue(records(3))
-        claims = await claim(backend)
+        hand, queue, results = Hand(backend), backend.queue(), backend.result_store()
+        await hand.put(3)
+        claims = await hand.claim()
         ttls = (0.1, 0.1, None)
         await queue.settle(
             [
@@ -240,14 +220,14 @@ def test_results_that_came_with_a_settlement_end_at_their_time(
                 for c, ttl in zip(claims, ttls, strict=True)
             ]
         )
-        ids = [c.task_id for c in claims]
-        assert None not in await results.get(ids)
+        names = ids(claims)
+        assert None not in await results.get(names)
         await asyncio.sleep(0.15)
-        found = await results.get(ids)
+        found = await results.get(names)
         assert [record is None for record in found] == [True, True, False]
         assert await results.prune() == 2, "expired results stay on the disk"
         assert await results.prune() == 0
-        assert None not in await queue.get(ids), "a task went with its result"
+        assert None not in await queue.get(names), "a task went with its result"
 
     run(postgres_server, postgres_schema, body)
 
@@ -256,7 +236,7 @@ def test_counts_stay_right_while_they_are_added_up(
     postgres_server: PostgresServer, postgres_schema: str
 ) -> None:
     async def body(backend: PostgresBackend) -> None:
-        queue = backend.queue()
+        hand, queue = Hand(backend), backend.queue()
         stopping = False
 
         async def tidy() -> None:
@@ -265,12 +245,12 @@ def test_counts_stay_right_while_they_are_added_up(
 
         async def churn(number: int) -> None:
             for turn in range(15):
-                await queue.enqueue(records(5, delay_s=60.0 if turn % 5 == 0 else 0.0))
-                claims = await claim(backend, 4)
+                await hand.put(5, delay_s=60.0 if turn % 5 == 0 else 0.0)
+                claims = await hand.claim(max_tasks=4)
                 verb = [Verb.SUCCEED, Verb.RETRY, Verb.RELEASE, Verb.DEAD][turn % 4]
                 later_s = 60.0 if number % 2 and verb is Verb.RETRY else 0.0
                 await queue.settle([Settlement(c.lease, verb, delay_s=later_s) for c in claims[1:]])
-                await queue.cancel([c.task_id for c in claims])
+                await queue.cancel(ids(claims))
 
         tidying = asyncio.ensure_future(tidy())
         await asyncio.gather(*(churn(number) for number in range(6)))
@@ -295,7 +275,7 @@ def test_counts_stay_right_while_they_are_added_up(
 
 def test_ids_of_every_kind_are_kept_apart(postgres_server: PostgresServer, postgres_schema: str) -> None:
     async def body(backend: PostgresBackend) -> None:
-        ids = [
+        names = [
             "a",
             "A",
             "ä",
@@ -310,11 +290,11 @@ def test_ids_of_every_kind_are_kept_apart(postgres_server: PostgresServer, postg
             "{}",
             "\\",
         ]
-        [*answers] = await backend.queue().enqueue([records(1, id=id_, queue=id_)[0] for id_ in ids])
-        assert [a.outcome for a in answers] == [Outcome.OK] * len(ids)
-        found = await backend.queue().get(ids)
-        assert [task.id for task in found if task is not None] == ids
-        assert sorted(await backend.queue().queue_names()) == sorted(ids)
+        [*answers] = await backend.queue().enqueue([Hand.record(id=name, queue=name) for name in names])
+        assert [a.outcome for a in answers] == [Outcome.OK] * len(names)
+        found = await backend.queue().get(names)
+        assert [task.id for task in found if task is not None] == names
+        assert sorted(await backend.queue().queue_names()) == sorted(names)
 
     run(postgres_server, postgres_schema, body)
 
@@ -323,12 +303,13 @@ def test_a_reason_that_no_text_column_takes_does_not_keep_a_task_from_ending(
     postgres_server: PostgresServer, postgres_schema: str
 ) -> None:
     async def body(backend: PostgresBackend) -> None:
-        await backend.queue().enqueue(records(2))
-        claims = await claim(backend, 2)
+        hand = Hand(backend)
+        await hand.put(2)
+        claims = await hand.claim()
         reasons = ["a\0b", "a\ud800é"]
         ends = [Settlement(c.lease, Verb.DEAD, reason=r) for c, r in zip(claims, reasons, strict=True)]
         assert list(await backend.queue().settle(ends)) == [Outcome.OK] * 2
-        found = await backend.queue().get([c.task_id for c in claims])
+        found = await backend.queue().get(ids(claims))
         assert [task.reason for task in found if task is not None] == ["a\ufffdb", "a?é"]
 
     run(postgres_server, postgres_schema, body)

@@ -13,6 +13,7 @@ import sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
+from omniq_conformance.hand import Hand
 from omniq_conformance.servers import PostgresServer
 from omniq_core import Outcome, Settlement, TaskRecord, TaskState, Verb
 from omniq_postgres import PostgresBackend
@@ -103,12 +104,6 @@ def run(server: PostgresServer, schema: str, body: Callable[[PostgresBackend], A
     asyncio.run(main())
 
 
-async def claim(backend: PostgresBackend, count: int = 1, lease_s: float = 60.0) -> Any:
-    return await backend.queue().claim(
-        ["q"], max_tasks=count, lease_s=lease_s, worker_id="w", claim_id=f"c{count}-{id(object())}"
-    )
-
-
 @each_kind
 def test_a_task_comes_with_the_commit_and_not_before(
     postgres_server: PostgresServer, postgres_schema: str, transaction: Any
@@ -122,8 +117,8 @@ def test_a_task_comes_with_the_commit_and_not_before(
             answers = await queue.enqueue_within(open_transaction, [*records, records[0]])
             assert [a.outcome for a in answers] == [Outcome.OK] * 3 + [Outcome.DUPLICATE]
             assert await queue.get(["t0"]) == [None], "a task was seen before the commit"
-            assert await claim(backend) == [], "a task was claimed before the commit"
-        claims = await claim(backend, 5)
+            assert await Hand(backend).claim() == [], "a task was claimed before the commit"
+        claims = await Hand(backend).claim()
         assert [(c.task_id, c.name, c.body) for c in claims] == [(r.id, r.name, r.body) for r in records]
 
     run(postgres_server, postgres_schema, body)
@@ -140,7 +135,7 @@ def test_a_task_goes_with_the_rollback(
             async with transaction(postgres_server) as open_transaction:
                 await queue.enqueue_within(open_transaction, [record])
                 raise Undo
-        assert await claim(backend) == []
+        assert await Hand(backend).claim() == []
         [answer] = await queue.enqueue([record])
         assert answer.outcome is Outcome.OK, "the id or the key outlived the rollback"
         [stats] = await queue.stats(["q"])
@@ -156,7 +151,7 @@ def test_a_task_ends_with_the_commit_of_its_own_work(
     async def body(backend: PostgresBackend) -> None:
         queue, results = backend.queue(), backend.result_store()
         await queue.enqueue([TaskRecord("t", "q", "send", b"")])
-        [held] = await claim(backend)
+        held = await Hand(backend).claim_one()
         done = Settlement(held.lease, Verb.SUCCEED, result=b"r")
         with pytest.raises(Undo):  # noqa: PT012 - the body is the transaction
             async with transaction(postgres_server) as open_transaction:
@@ -181,7 +176,7 @@ def test_a_task_that_ends_within_a_transaction_holds_up_nobody(
     async def body(backend: PostgresBackend) -> None:
         queue = backend.queue()
         await queue.enqueue([TaskRecord(f"t{n}", "q", "send", b"") for n in range(4)])
-        first, second, third, lost = await claim(backend, 4, lease_s=0.2)
+        first, second, third, lost = await Hand(backend).claim(lease_s=0.2)
         async with psycopg_async(postgres_server) as transaction, asyncio.timeout(5.0):
             await queue.settle_within(transaction, [Settlement(first.lease, Verb.SUCCEED)])
             [extension] = await queue.extend([second.lease], lease_s=0.05)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
+from omniq_conformance.hand import Hand, ids
+from omniq_conformance.load import Load, insist, until
 from omniq_conformance.servers import Proxy, Server, ValkeyServer
 from omniq_core import (
-    Backend,
-    Claim,
     ErrorCode,
     Event,
     EventFilter,
     Outcome,
-    Queue,
     ResultRecord,
     Settlement,
     TaskFilter,
@@ -33,87 +32,33 @@ from omniq_redis.scripts import SCRIPTS
 
 OK, DUPLICATE = Outcome.OK, Outcome.DUPLICATE
 Make = Callable[..., RedisBackend]
-Tasks = Callable[..., list[TaskRecord]]
-Until = Callable[[Callable[[], object]], Awaitable[None]]
+Call = Callable[[], Awaitable[Any]]
 Blocked = Callable[..., Awaitable[None]]
 
 
-async def claim(queue: Queue, count: int = 10, claim_id: str = "", lease_s: float = 60.0) -> list[Claim]:
-    claim_id = claim_id or str(uuid.uuid4())
-    return list(await queue.claim(["q"], max_tasks=count, lease_s=lease_s, worker_id="w", claim_id=claim_id))
-
-
-async def insist(backend: Backend, call: Callable[[], object]) -> object:
-    """Repeats a call until it succeeds, as OmniQ does. Every failure must be one that may be repeated."""
-    end = time.monotonic() + 10
-    while True:
-        try:
-            return await call()  # type: ignore[misc]
-        except Exception as error:
-            if not backend.classify(error).is_retryable or time.monotonic() > end:
-                raise
-            await asyncio.sleep(0.02)  # a server that starts has no signal that we could wait for
-
-
 def test_nothing_acknowledged_is_lost_when_the_server_is_killed_again_and_again(
-    valkey_server_durable: ValkeyServer, backend_at: Make, tasks: Tasks, until: Until
+    valkey_server_durable: ValkeyServer, backend_at: Make
 ) -> None:
-    acknowledged: list[str] = []
-
     async def main() -> None:
         async with backend_at(valkey_server_durable.url) as backend:
-            queue = backend.queue()
-            stop = False
-
-            async def produce() -> None:
-                while not stop:
-                    records = tasks(5)
-                    await insist(backend, lambda records=records: queue.enqueue(records))
-                    acknowledged.extend(record.id for record in records)
-
-            async def work() -> None:
-                while not stop:
-                    claim_id = str(uuid.uuid4())
-                    claims: list[Claim] = await insist(
-                        backend, lambda claim_id=claim_id: claim(queue, 3, claim_id)
-                    )  # type: ignore[assignment]
-                    settlements = [Settlement(c.lease, Verb.SUCCEED, result=b"done") for c in claims]
-                    outcomes = await insist(backend, lambda ends=settlements: queue.settle(ends))
-                    assert set(outcomes) <= {OK, DUPLICATE}  # type: ignore[call-overload]
-                    done.extend(c.task_id for c in claims)
-
-            done: list[str] = []
-            jobs = [asyncio.ensure_future(job()) for job in (produce, produce, produce, work)]
+            load = Load(backend)
+            load.start(5, 5, 5, workers=1)
             for _ in range(3):
-                before = len(acknowledged)
-                await until(lambda before=before: len(acknowledged) >= before + 100)
-                await asyncio.to_thread(valkey_server_durable.kill)
+                await load.kill(valkey_server_durable, after=100)
                 await asyncio.to_thread(valkey_server_durable.start)
-            stop = True
-            await asyncio.gather(*jobs)
-            states: dict[str, TaskState | None] = {}
-            for start in range(0, len(acknowledged), 1000):
-                some = acknowledged[start : start + 1000]
-                found = await queue.get(some)
-                states |= {i: None if t is None else t.state for i, t in zip(some, found, strict=True)}
-            assert None not in states.values(), "an acknowledged task is gone"
-            assert {states[task_id] for task_id in done} <= {TaskState.SUCCEEDED}, (
-                "an acknowledged settlement is gone"
-            )
-            results = await backend.result_store().get(done[:1000])
-            assert all(results), "a result is gone"
+            await load.stop()
+            await load.check()
 
     asyncio.run(main())
 
 
 def test_a_frozen_server_hangs_nobody_and_everything_goes_on_when_it_thaws(
-    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks
+    valkey_server: ValkeyServer, backend_at: Make
 ) -> None:
     async def main() -> None:
         async with backend_at(valkey_server.url, timeout_s=0.3, connect_timeout_s=0.3) as backend:
-            queue = backend.queue()
-            [record] = tasks(1)
-            await queue.enqueue([record])
+            hand, queue = Hand(backend), backend.queue()
+            record = await hand.put_one()
             await asyncio.to_thread(valkey_server.freeze)
             started = time.monotonic()
             with pytest.raises(NoAnswer) as first:
@@ -122,12 +67,12 @@ def test_a_frozen_server_hangs_nobody_and_everything_goes_on_when_it_thaws(
             with pytest.raises(
                 CannotConnect
             ) as second:  # the kernel accepts the connection, nobody answers it
-                await queue.enqueue(tasks(1))
+                await hand.put_one()
             assert backend.classify(second.value) is ErrorCode.UNAVAILABLE
             assert time.monotonic() - started < 2.0
             await asyncio.to_thread(valkey_server.thaw)
             await insist(backend, lambda: queue.get([record.id]))
-            assert [c.task_id for c in await claim(queue)] == [record.id]
+            assert ids(await hand.claim()) == [record.id]
 
     asyncio.run(main())
 
@@ -149,19 +94,17 @@ def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(
     asyncio.run(main())
 
 
-def test_scripts_that_the_server_forgot_are_sent_again(
-    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks
-) -> None:
+def test_scripts_that_the_server_forgot_are_sent_again(valkey_server: ValkeyServer, backend_at: Make) -> None:
     async def main() -> None:
         async with backend_at(valkey_server.url) as backend:
-            queue = backend.queue()
+            hand, queue = Hand(backend), backend.queue()
             done: list[str] = []
-            records = tasks(400)
+            records = hand.records(400)
 
             async def work(mine: list[TaskRecord]) -> None:
                 for record in mine:
                     await queue.enqueue([record])
-                    for c in await claim(queue, 1):
+                    for c in await hand.claim(max_tasks=1):
                         assert await queue.settle([Settlement(c.lease, Verb.SUCCEED)]) == [OK]
                         done.append(c.task_id)
 
@@ -169,53 +112,56 @@ def test_scripts_that_the_server_forgot_are_sent_again(
             while not jobs.done():
                 await asyncio.to_thread(valkey_server.command, "SCRIPT", "FLUSH")
             await jobs
-            while claims := await claim(queue):
-                await queue.settle([Settlement(c.lease, Verb.SUCCEED) for c in claims])
-                done += [c.task_id for c in claims]
+            while claims := await hand.claim():
+                await hand.finish_all(claims)
+                done += ids(claims)
             assert sorted(done) == sorted(record.id for record in records)
 
     asyncio.run(main())
 
 
 def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
-    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks, server_proxy: Callable[[Server], Proxy]
+    valkey_server: ValkeyServer, backend_at: Make, server_proxy: Callable[[Server], Proxy]
 ) -> None:
     proxy = server_proxy(valkey_server)
 
     async def main() -> None:
         async with backend_at(proxy.url_for(valkey_server.url)) as backend:
-            queue, results, events = backend.queue(), backend.result_store(), backend.event_store()
+            hand = Hand(backend)
+            queue, results, events = hand.queue, hand.results, hand.events
 
             cut = 0
 
-            async def twice(mark: str, call: Callable[[], object]) -> object:
+            async def twice(mark: str, call: Call) -> Any:
                 """Swallows the reply of a call, and makes it again."""
                 nonlocal cut
                 cut += 1
                 wanted = SCRIPTS[mark].sha if mark in SCRIPTS else b"\r\n" + mark.encode() + b"\r\n"
                 proxy.swallow_reply(predicate=lambda data: wanted in data)
                 with pytest.raises(ConnectionLost) as lost:
-                    await call()  # type: ignore[misc]
+                    await call()
                 assert backend.classify(lost.value) is ErrorCode.UNKNOWN_EFFECT
-                return await call()  # type: ignore[misc]
+                return await call()
 
             # The server must know the scripts: a refused EVALSHA would be swallowed instead of what acts.
             for script in SCRIPTS.values():
                 valkey_server.command("SCRIPT", "LOAD", script.text)
 
-            plain, unique, delayed = tasks(4), tasks(1, unique_key="k"), tasks(1, queue="late", delay_s=60.0)
-            answers = await twice("enqueue", lambda: queue.enqueue(plain))
-            assert [a.outcome for a in answers] == [DUPLICATE] * 4  # type: ignore[attr-defined]
-            answers = await twice("enqueue_each", lambda: queue.enqueue(unique + delayed))
-            assert [a.outcome for a in answers] == [DUPLICATE] * 2  # type: ignore[attr-defined]
-
-            claims: list[Claim] = await twice("claim", lambda: claim(queue, 5, "one claim"))  # type: ignore[assignment]
-            assert [c.task_id for c in claims] == [r.id for r in plain + unique], (
-                "the same claim, and no task twice"
+            plain, unique, delayed = (
+                hand.records(4),
+                hand.records(1, unique_key="k"),
+                hand.records(1, queue="late", delay_s=60.0),
             )
-            assert await claim(queue) == []
+            answers = await twice("enqueue", lambda: queue.enqueue(plain))
+            assert [a.outcome for a in answers] == [DUPLICATE] * 4
+            answers = await twice("enqueue_each", lambda: queue.enqueue(unique + delayed))
+            assert [a.outcome for a in answers] == [DUPLICATE] * 2
+
+            claims = await twice("claim", lambda: hand.claim(max_tasks=5, claim_id="one claim"))
+            assert ids(claims) == ids(plain + unique), "the same claim, and no task twice"
+            assert await hand.claim() == []
             leases = [c.lease for c in claims]
-            [first, *_] = await twice("extend", lambda: queue.extend(leases, lease_s=90.0))  # type: ignore[misc]
+            [first, *_] = await twice("extend", lambda: queue.extend(leases, lease_s=90.0))
             assert first.outcome is OK
             ends = [
                 Settlement(leases[0], Verb.SUCCEED, result=b"r"),
@@ -227,12 +173,10 @@ def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
             again = await twice("requeue", lambda: queue.requeue([plain[2].id, plain[3].id]))
             assert again == [DUPLICATE, DUPLICATE]
             await twice("SADD", lambda: queue.pause(["q"]))
-            assert await claim(queue) == []
+            assert await hand.claim() == []
             await twice("resume", lambda: queue.resume(["q"]))
-            back = await claim(queue, 10, lease_s=0.05)
-            assert [c.task_id for c in back] == [r.id for r in plain[1:]], (
-                "each once, in the order of arrival"
-            )
+            back = await hand.claim(lease_s=0.05)
+            assert ids(back) == ids(plain[1:]), "each once, in the order of arrival"
 
             before = (await queue.get([back[0].task_id]))[0]
             while (await queue.get([back[0].task_id]))[0].state is TaskState.RUNNING:  # type: ignore[union-attr]
@@ -241,7 +185,7 @@ def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
             assert before is not None
             assert after is not None
             assert after.crashes == before.crashes + 1
-            assert len(await claim(queue, 10)) == 3, "reaped once"
+            assert len(await hand.claim()) == 3, "reaped once"
             assert await twice("purge", lambda: queue.purge(TaskFilter(queues=["late"]))) == 0
             assert await queue.get([delayed[0].id]) == [None]
 
@@ -273,14 +217,13 @@ def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
 
 
 def test_cancelled_calls_never_shift_the_answers_of_others(
-    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks
+    valkey_server: ValkeyServer, backend_at: Make
 ) -> None:
     async def main() -> None:
         chance = random.Random(7)
         async with backend_at(valkey_server.url) as backend:
-            queue = backend.queue()
-            records = tasks(200)
-            await queue.enqueue(records)
+            hand, queue = Hand(backend), backend.queue()
+            records = await hand.put(200)
             for _ in range(20):
                 asked = [
                     (r.id, asyncio.ensure_future(queue.get([r.id]))) for r in chance.choices(records, k=40)
@@ -322,7 +265,6 @@ def test_who_waits_for_a_result_hears_of_it_after_the_subscription_was_cut(
     valkey_server: ValkeyServer,
     backend_at: Make,
     server_proxy: Callable[[Server], Proxy],
-    until: Until,
     project: str,
 ) -> None:
     proxy = server_proxy(valkey_server)
@@ -345,19 +287,16 @@ def test_who_waits_for_a_result_hears_of_it_after_the_subscription_was_cut(
     asyncio.run(main())
 
 
-def test_a_former_owner_stays_out_even_of_a_server_that_forgot_everything(
-    backend_at: Make, tasks: Tasks
-) -> None:
+def test_a_former_owner_stays_out_even_of_a_server_that_forgot_everything(backend_at: Make) -> None:
     async def main(server: ValkeyServer) -> None:
         async with backend_at(server.url) as backend:
-            queue = backend.queue()
-            [record] = tasks(1)
-            await queue.enqueue([record])
-            [old] = await claim(queue)
+            hand, queue = Hand(backend), backend.queue()
+            record = await hand.put_one()
+            old = await hand.claim_one()
             await asyncio.to_thread(server.kill)  # without a snapshot, and without an append-only file
             await asyncio.to_thread(server.start)
             await insist(backend, lambda: queue.enqueue([record]))
-            [new] = await claim(queue)
+            new = await hand.claim_one()
             assert new.lease.fence > old.lease.fence
             assert await queue.settle([Settlement(old.lease, Verb.SUCCEED)]) == [Outcome.STALE]
             assert await queue.settle([Settlement(new.lease, Verb.SUCCEED)]) == [OK]

@@ -5,19 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from unittest.mock import patch
 
-import pytest
-
-from omniq_conformance.servers import RedisServer, ValkeyServer
+from omniq_conformance.hand import Hand, ids
+from omniq_conformance.servers import ValkeyServer
 from omniq_conformance.servers.redis import SpeaksRedis
 from omniq_core import (
-    Claim,
     Lease,
     Outcome,
-    Queue,
     ResultRecord,
     Settlement,
     TaskFilter,
@@ -30,88 +26,62 @@ from omniq_redis.keys import prefix
 from omniq_redis.scripts import SCRIPTS
 
 Make = Callable[..., RedisBackend]
-Tasks = Callable[..., list[TaskRecord]]
 Blocked = Callable[..., Awaitable[None]]
-
-
-@pytest.fixture(params=["valkey_server", "redis_server"])
-def server(request: pytest.FixtureRequest) -> SpeaksRedis:
-    found: RedisServer | ValkeyServer = request.getfixturevalue(request.param)
-    return found
-
-
-async def claim(queue: Queue, count: int = 1000, lease_s: float = 60.0) -> list[Claim]:
-    return list(
-        await queue.claim(["q"], max_tasks=count, lease_s=lease_s, worker_id="w", claim_id=str(uuid.uuid4()))
-    )
-
-
-def ids(items: object) -> list[str]:
-    return [getattr(item, "task_id", None) or item.id for item in items]  # type: ignore[attr-defined]
-
-
-async def give_back(queue: Queue, claims: list[Claim], verb: Verb = Verb.RELEASE) -> None:
-    assert set(await queue.settle([Settlement(c.lease, verb) for c in claims])) <= {Outcome.OK}
 
 
 # --- order -------------------------------------------------------------------------------------------------------
 
 
 def test_tasks_that_came_back_stand_where_they_stood_in_whatever_order_they_came(
-    server: SpeaksRedis, backend_at: Make, tasks: Tasks
+    server: SpeaksRedis, backend_at: Make
 ) -> None:
     async def main() -> None:
         chance = random.Random(3)
         async with backend_at(server.url) as backend:
-            queue = backend.queue()
-            records = tasks(60)
-            await queue.enqueue(records)
+            hand = Hand(backend)
+            records = await hand.put(60)
             for _ in range(20):
-                found = await claim(queue, chance.randint(1, 40))
+                found = await hand.claim(max_tasks=chance.randint(1, 40))
                 assert ids(found) == ids(records)[: len(found)]
                 chance.shuffle(found)
                 for start in range(0, len(found), 7):
-                    await give_back(
-                        queue, found[start : start + 7], chance.choice([Verb.RELEASE, Verb.RETRY])
-                    )
-            assert ids(await claim(queue)) == ids(records)
+                    await hand.finish_all(found[start : start + 7], chance.choice([Verb.RELEASE, Verb.RETRY]))
+            assert ids(await hand.claim(max_tasks=1000)) == ids(records)
 
     asyncio.run(main())
 
 
 def test_delayed_tasks_that_fell_due_merge_with_the_line_by_their_arrival(
-    server: SpeaksRedis, backend_at: Make, tasks: Tasks
+    server: SpeaksRedis, backend_at: Make
 ) -> None:
     async def main() -> None:
         async with backend_at(server.url) as backend:
-            queue = backend.queue()
+            hand, queue = Hand(backend), backend.queue()
             records = []
             for number in range(30):
-                some = tasks(2, delay_s=0.001) if number % 3 == 1 else tasks(3)
+                some = hand.records(2, delay_s=0.001) if number % 3 == 1 else hand.records(3)
                 await queue.enqueue(some)
                 records += some
             while (await queue.stats(["q"]))[0].delayed:
                 await queue.wait(["q"], timeout_s=0.01)
             found = []
-            while some_claims := await claim(queue, 4):
+            while some_claims := await hand.claim(max_tasks=4):
                 found += ids(some_claims)
             assert found == ids(records)
 
     asyncio.run(main())
 
 
-def test_more_tasks_than_a_script_moves_at_once_all_fall_due(
-    server: SpeaksRedis, backend_at: Make, tasks: Tasks
-) -> None:
+def test_more_tasks_than_a_script_moves_at_once_all_fall_due(server: SpeaksRedis, backend_at: Make) -> None:
     async def main() -> None:
         async with backend_at(server.url) as backend:
-            queue = backend.queue()
+            hand, queue = Hand(backend), backend.queue()
             for _ in range(3):
-                await queue.enqueue(tasks(1000, delay_s=0.001, priority=random.randint(-3, 3)))
+                await queue.enqueue(hand.records(1000, delay_s=0.001, priority=random.randint(-3, 3)))
             found: list[str] = []
             while len(found) < 3000:
                 assert await queue.wait(["q"], timeout_s=5)
-                while some := await claim(queue, 700):
+                while some := await hand.claim(max_tasks=700):
                     found += ids(some)
             assert len(set(found)) == 3000
 
@@ -122,13 +92,12 @@ def test_more_tasks_than_a_script_moves_at_once_all_fall_due(
 
 
 def test_an_id_that_is_purged_and_enqueued_again_and_again_is_handed_out_once(
-    server: SpeaksRedis, backend_at: Make, tasks: Tasks
+    server: SpeaksRedis, backend_at: Make
 ) -> None:
     async def main() -> None:
         async with backend_at(server.url) as backend:
-            queue = backend.queue()
-            [first, record, last] = tasks(3)
-            await queue.enqueue([first, record, last])
+            hand, queue = Hand(backend), backend.queue()
+            [first, record, last] = await hand.put(3)
             for priority in (0, 0, 5, 0, 5):
                 await queue.cancel([record.id])
                 await queue.purge(TaskFilter(states=[TaskState.CANCELLED]))
@@ -136,7 +105,7 @@ def test_an_id_that_is_purged_and_enqueued_again_and_again_is_handed_out_once(
                 assert (await queue.enqueue([again]))[0].outcome is Outcome.OK
                 [stats] = await queue.stats(["q"])
                 assert stats.ready == 3, "a ghost is counted"
-            assert ids(await claim(queue)) == [record.id, first.id, last.id]
+            assert ids(await hand.claim()) == [record.id, first.id, last.id]
             [stats] = await queue.stats(["q"])
             assert (stats.ready, stats.running) == (0, 3)
             page = await queue.query(TaskFilter())
@@ -146,36 +115,39 @@ def test_an_id_that_is_purged_and_enqueued_again_and_again_is_handed_out_once(
 
 
 def test_a_cancelled_task_that_is_requeued_is_not_taken_for_its_ghost(
-    server: SpeaksRedis, backend_at: Make, tasks: Tasks
+    server: SpeaksRedis, backend_at: Make
 ) -> None:
     async def main() -> None:
         async with backend_at(server.url) as backend:
-            queue = backend.queue()
-            records = tasks(4)
-            await queue.enqueue(records)
+            hand, queue = Hand(backend), backend.queue()
+            records = await hand.put(4)
             for _ in range(3):
                 assert set(await queue.cancel(ids(records[1:3]))) == {Outcome.OK}
                 assert set(await queue.requeue(ids(records[1:3]))) == {Outcome.OK}
-            assert ids(await claim(queue)) == ids(records)
+            assert ids(await hand.claim()) == ids(records)
 
     asyncio.run(main())
 
 
 def test_nothing_is_left_of_tasks_that_came_and_went(
-    server: SpeaksRedis, backend_at: Make, tasks: Tasks, project: str
+    server: SpeaksRedis, backend_at: Make, project: str
 ) -> None:
     async def main() -> None:
         async with backend_at(server.url, retention_s=0.05) as backend:
-            queue = backend.queue()
-            records = tasks(50) + tasks(10, delay_s=0.001) + tasks(10, ttl_s=0.02) + tasks(1, unique_key="k")
+            hand, queue = Hand(backend), backend.queue()
+            records = (
+                hand.records(50)
+                + hand.records(10, delay_s=0.001)
+                + hand.records(10, ttl_s=0.02)
+                + hand.records(1, unique_key="k")
+            )
             await queue.enqueue(records)
             await queue.cancel(ids(records[3:8]))
-            kept = tasks(1, queue="kept")
-            await queue.enqueue(kept)
+            await hand.put(1, queue="kept")
             pruned = moved = 0
             verbs = [Verb.SUCCEED, Verb.DEAD, Verb.CANCEL, Verb.RETRY]
             while pruned < len(records):
-                found = await claim(queue, 7)
+                found = await hand.claim(max_tasks=7)
                 await queue.settle(
                     [
                         Settlement(
@@ -211,17 +183,14 @@ def test_nothing_is_left_of_tasks_that_came_and_went(
 # --- pages and upkeep --------------------------------------------------------------------------------------------
 
 
-def test_a_query_walks_thousands_page_by_page(server: SpeaksRedis, backend_at: Make, tasks: Tasks) -> None:
+def test_a_query_walks_thousands_page_by_page(server: SpeaksRedis, backend_at: Make) -> None:
     async def main() -> None:
         async with backend_at(server.url) as backend:
-            queue = backend.queue()
+            hand, queue = Hand(backend), backend.queue()
             records = []
             for size in (1000, 1000, 1000, 500, 1):
-                some = tasks(size, body=b"")
-                await queue.enqueue(some)
-                records += some
-            rare = tasks(1, name="rare")
-            await queue.enqueue(rare)
+                records += await hand.put(size, body=b"")
+            rare = await hand.put(1, name="rare")
             found: list[str] = []
             cursor = None
             while True:
@@ -242,13 +211,13 @@ def test_a_query_walks_thousands_page_by_page(server: SpeaksRedis, backend_at: M
 
 
 def test_a_lease_can_be_used_without_a_handle_and_a_claim_larger_than_one_settlement(
-    server: SpeaksRedis, backend_at: Make, tasks: Tasks
+    server: SpeaksRedis, backend_at: Make
 ) -> None:
     async def main() -> None:
         async with backend_at(server.url) as backend:
-            queue = backend.queue()
-            await queue.enqueue(tasks(1000))
-            found = await claim(queue)
+            hand, queue = Hand(backend), backend.queue()
+            await hand.put(1000)
+            found = await hand.claim(max_tasks=1000)
             assert len(found) == 1000
             chance = random.Random(1)
             chance.shuffle(found)
@@ -268,13 +237,13 @@ def test_a_lease_can_be_used_without_a_handle_and_a_claim_larger_than_one_settle
 
 
 def test_results_with_many_times_to_live_are_stored_each_with_its_own(
-    server: SpeaksRedis, backend_at: Make, tasks: Tasks
+    server: SpeaksRedis, backend_at: Make
 ) -> None:
     async def main() -> None:
         async with backend_at(server.url) as backend:
-            queue, results = backend.queue(), backend.result_store()
-            await queue.enqueue(tasks(6))
-            found = await claim(queue)
+            hand, queue, results = Hand(backend), backend.queue(), backend.result_store()
+            await hand.put(6)
+            found = await hand.claim()
             # A record of a later fence is there already, from wherever: it stays.
             await results.put([ResultRecord(found[5].task_id, 10**15, TaskState.DEAD, b"later")])
             ttls: list[float | None] = [1.0, None, 2.5, 0.0, 1.0, 9.0]
@@ -298,7 +267,7 @@ def test_results_with_many_times_to_live_are_stored_each_with_its_own(
 
 
 def test_one_of_several_idle_workers_wakes_and_wakes_the_next_if_it_leaves_something(
-    server: SpeaksRedis, backend_at: Make, tasks: Tasks, blocked: Blocked
+    server: SpeaksRedis, backend_at: Make, blocked: Blocked
 ) -> None:
     async def main() -> None:
         backends = [backend_at(server.url) for _ in range(4)]
@@ -307,7 +276,7 @@ def test_one_of_several_idle_workers_wakes_and_wakes_the_next_if_it_leaves_somet
         try:
             waits = [asyncio.ensure_future(b.queue().wait(["q"], timeout_s=20)) for b in backends[1:]]
             await blocked(server, 3)
-            await backends[0].queue().enqueue(tasks(3))
+            await Hand(backends[0]).put(3)
             woken = 0
             while woken < 3:
                 done, _ = await asyncio.wait([w for w in waits if w], return_when=asyncio.FIRST_COMPLETED)
@@ -316,7 +285,7 @@ def test_one_of_several_idle_workers_wakes_and_wakes_the_next_if_it_leaves_somet
                 for number, wait in enumerate(waits):
                     if wait in done:
                         waits.remove(wait)
-                        assert len(await claim(backends[1 + number].queue(), 1)) == 1
+                        await Hand(backends[1 + number]).claim_one()
                         break
         finally:
             for backend in backends:
@@ -326,7 +295,7 @@ def test_one_of_several_idle_workers_wakes_and_wakes_the_next_if_it_leaves_somet
 
 
 def test_a_wait_for_another_queue_interrupts_the_one_that_blocks(
-    server: SpeaksRedis, backend_at: Make, tasks: Tasks, blocked: Blocked
+    server: SpeaksRedis, backend_at: Make, blocked: Blocked
 ) -> None:
     async def main() -> None:
         with patch.object(wakeup, "BLOCK_S", 30.0):
@@ -334,11 +303,11 @@ def test_a_wait_for_another_queue_interrupts_the_one_that_blocks(
                 first = asyncio.ensure_future(backend.queue().wait(["one"], timeout_s=20))
                 await blocked(server)
                 second = asyncio.ensure_future(backend.queue().wait(["two"], timeout_s=20))
-                await other.queue().enqueue(tasks(1, queue="two"))
+                await Hand(other).put_one(queue="two")
                 async with asyncio.timeout(2):
                     assert await second is True
                 assert not first.done()
-                await other.queue().enqueue(tasks(1, queue="one"))
+                await Hand(other).put_one(queue="one")
                 async with asyncio.timeout(2):
                     assert await first is True
 
@@ -346,7 +315,7 @@ def test_a_wait_for_another_queue_interrupts_the_one_that_blocks(
 
 
 def test_a_wake_up_that_comes_when_nobody_waits_any_more_is_given_back(
-    server: SpeaksRedis, backend_at: Make, tasks: Tasks, blocked: Blocked
+    server: SpeaksRedis, backend_at: Make, blocked: Blocked
 ) -> None:
     async def main() -> None:
         with patch.object(wakeup, "BLOCK_S", 30.0):
@@ -358,7 +327,7 @@ def test_a_wake_up_that_comes_when_nobody_waits_any_more_is_given_back(
                 assert await gone.queue().wait(["q"], timeout_s=0.05) is False  # it blocks on, for nobody
                 waiting = asyncio.ensure_future(other.queue().wait(["q"], timeout_s=20))
                 await blocked(server, 2)
-                await third.queue().enqueue(tasks(1))
+                await Hand(third).put_one()
                 async with asyncio.timeout(2):
                     assert await waiting is True
 
@@ -366,7 +335,7 @@ def test_a_wake_up_that_comes_when_nobody_waits_any_more_is_given_back(
 
 
 def test_an_idle_worker_wakes_within_milliseconds(
-    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks, blocked: Blocked
+    valkey_server: ValkeyServer, backend_at: Make, blocked: Blocked
 ) -> None:
     async def main() -> list[float]:
         took = []
@@ -375,10 +344,10 @@ def test_an_idle_worker_wakes_within_milliseconds(
                 waiting = asyncio.ensure_future(worker.queue().wait(["q"], timeout_s=20))
                 await blocked(valkey_server)
                 started = time.perf_counter()
-                await producer.queue().enqueue(tasks(1))
+                await Hand(producer).put_one()
                 await waiting
                 took.append(time.perf_counter() - started)
-                await claim(worker.queue())
+                await Hand(worker).claim()
         return took
 
     took = sorted(asyncio.run(main()))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from omniq_conformance.hand import Hand
+from omniq_conformance.load import until
 from omniq_conformance.servers import ValkeyServer
 from omniq_core import (
     Capability,
@@ -27,7 +29,6 @@ from omniq_core import (
     Settlement,
     Severity,
     TaskFilter,
-    TaskRecord,
     TaskState,
     TooLarge,
     Url,
@@ -38,8 +39,6 @@ from omniq_redis.errors import Refused
 from omniq_redis.keys import prefix
 
 Make = Callable[..., RedisBackend]
-Tasks = Callable[..., list[TaskRecord]]
-Until = Callable[[Callable[[], object]], Awaitable[None]]
 Blocked = Callable[..., Awaitable[None]]
 README = Path(__file__).parents[1] / "README.md"
 
@@ -109,16 +108,16 @@ def test_a_server_that_may_throw_tasks_away_is_an_error(
 
 
 def test_a_full_server_refuses_new_tasks_and_lets_running_ones_end(
-    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks
+    valkey_server: ValkeyServer, backend_at: Make
 ) -> None:
     async def main() -> None:
         async with backend_at(valkey_server.url) as backend:
             queue = backend.queue()
-            await queue.enqueue(tasks(1))
+            await queue.enqueue(Hand.records(1))
             [claim] = await queue.claim(["q"], max_tasks=1, lease_s=60, worker_id="w", claim_id="c")
             with server_with(valkey_server, maxmemory="1mb"):
                 with pytest.raises(Refused, match="OOM") as full:
-                    await queue.enqueue(tasks(1))
+                    await queue.enqueue(Hand.records(1))
                 assert backend.classify(full.value) is ErrorCode.EXHAUSTED
                 assert (await queue.extend([claim.lease], lease_s=60))[0].outcome is Outcome.OK
                 done = [Settlement(claim.lease, Verb.SUCCEED, result=b"r")]
@@ -149,7 +148,7 @@ def user_of_the_readme(server: ValkeyServer, project: str, *without: str) -> Ite
 
 
 def test_the_user_of_the_readme_can_do_everything_and_only_in_its_project(
-    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks, project: str, until: Until, blocked: Blocked
+    valkey_server: ValkeyServer, backend_at: Make, project: str, blocked: Blocked
 ) -> None:
     async def main(url: str) -> None:
         backend = backend_at(url)
@@ -157,9 +156,11 @@ def test_the_user_of_the_readme_can_do_everything_and_only_in_its_project(
         assert not (await backend.setup())
         async with backend:
             queue, results, events = backend.queue(), backend.result_store(), backend.event_store()
-            plain = tasks(3)
+            plain = Hand.records(3)
             await queue.enqueue(plain)
-            await queue.enqueue(tasks(2, unique_key="k", ttl_s=60.0) + tasks(1, delay_s=0.001, priority=3))
+            await queue.enqueue(
+                Hand.records(2, unique_key="k", ttl_s=60.0) + Hand.records(1, delay_s=0.001, priority=3)
+            )
             assert await queue.wait(["q"], timeout_s=1)
             found = await queue.claim(["q"], max_tasks=9, lease_s=60, worker_id="w", claim_id="c")
             assert found == await queue.claim(["q"], max_tasks=9, lease_s=60, worker_id="w", claim_id="c")
@@ -328,14 +329,14 @@ def test_a_layout_of_another_version_is_left_alone(
 
 
 def test_what_is_too_large_is_refused_before_it_is_sent(
-    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks
+    valkey_server: ValkeyServer, backend_at: Make
 ) -> None:
     async def main() -> None:
         async with backend_at(valkey_server.url) as backend:
             with pytest.raises(TooLarge):
-                await backend.queue().enqueue(tasks(1, queue="n" * 256))
+                await backend.queue().enqueue(Hand.records(1, queue="n" * 256))
             body = bytes(1024 * 1024)
             with pytest.raises(TooLarge, match="smaller batches"):
-                await backend.queue().enqueue(tasks(257, body=body))
+                await backend.queue().enqueue(Hand.records(257, body=body))
 
     asyncio.run(main())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from omniq_conformance.servers import RedisServer, ValkeyServer
+from omniq_conformance.load import until
 from omniq_conformance.servers.redis import SpeaksRedis
 from omniq_core import Outcome, ResultRecord, Settlement, TaskRecord, TaskState, Verb
 from omniq_redis import RedisBackend
@@ -15,13 +15,6 @@ from omniq_redis.keys import prefix
 from omniq_redis.results import RedisResultStore
 
 Make = Callable[..., RedisBackend]
-Until = Callable[[Callable[[], object]], Awaitable[None]]
-
-
-@pytest.fixture(params=["valkey_server", "redis_server"])
-def server(request: pytest.FixtureRequest) -> SpeaksRedis:
-    found: RedisServer | ValkeyServer = request.getfixturevalue(request.param)
-    return found
 
 
 @pytest.fixture
@@ -39,7 +32,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
 
 
 async def waiting(
-    backend: RedisBackend, server: SpeaksRedis, project: str, until: Until, names: Sequence[str]
+    backend: RedisBackend, server: SpeaksRedis, project: str, names: Sequence[str]
 ) -> asyncio.Task[Sequence[ResultRecord | None]]:
     """A wait that has left its name everywhere, on a connection that is subscribed."""
     store = backend.result_store()
@@ -51,7 +44,7 @@ async def waiting(
 
 
 def test_a_result_that_is_waited_for_comes_whole_and_is_not_asked_for(
-    server: SpeaksRedis, backend_at: Make, project: str, until: Until, asked: list[Sequence[str]]
+    server: SpeaksRedis, backend_at: Make, project: str, asked: list[Sequence[str]]
 ) -> None:
     body = bytes(range(256))
 
@@ -59,7 +52,7 @@ def test_a_result_that_is_waited_for_comes_whole_and_is_not_asked_for(
         async with backend_at(server.url) as waiter, backend_at(server.url) as other:
             queue = other.queue()
             await queue.enqueue([TaskRecord("a", "q", "n", b"")])
-            task = await waiting(waiter, server, project, until, ["a"])
+            task = await waiting(waiter, server, project, ["a"])
             asked.clear()
             [claimed] = await queue.claim(["q"], max_tasks=1, lease_s=9, worker_id="w", claim_id="c")
             settlement = Settlement(claimed.lease, Verb.SUCCEED, result=body, result_ttl_s=60)
@@ -75,12 +68,12 @@ def test_a_result_that_is_waited_for_comes_whole_and_is_not_asked_for(
 
 
 def test_results_that_do_not_fit_into_the_message_are_asked_for_and_only_those(
-    server: SpeaksRedis, backend_at: Make, project: str, until: Until, asked: list[Sequence[str]]
+    server: SpeaksRedis, backend_at: Make, project: str, asked: list[Sequence[str]]
 ) -> None:
     async def main() -> None:
         async with backend_at(server.url) as waiter, backend_at(server.url) as other:
             names = ["small", "large", "another", "missing"]
-            task = await waiting(waiter, server, project, until, names)
+            task = await waiting(waiter, server, project, names)
             asked.clear()
             bodies = {"small": b"s", "large": b"l" * 100_000, "another": b"a" * 1000}
             records = [ResultRecord(name, 1, TaskState.SUCCEEDED, body) for name, body in bodies.items()]
@@ -93,7 +86,7 @@ def test_results_that_do_not_fit_into_the_message_are_asked_for_and_only_those(
 
 
 def test_a_settlement_that_comes_after_a_later_result_tells_the_later_one(
-    server: SpeaksRedis, backend_at: Make, project: str, until: Until
+    server: SpeaksRedis, backend_at: Make, project: str
 ) -> None:
     async def main() -> None:
         async with backend_at(server.url) as waiter, backend_at(server.url) as other:
@@ -102,7 +95,7 @@ def test_a_settlement_that_comes_after_a_later_result_tells_the_later_one(
             [claimed] = await queue.claim(["q"], max_tasks=1, lease_s=9, worker_id="w", claim_id="c")
             later = ResultRecord("a", claimed.lease.fence + 1, TaskState.SUCCEEDED, b"later", final=False)
             await other.result_store().put([later])
-            task = await waiting(waiter, server, project, until, ["a"])
+            task = await waiting(waiter, server, project, ["a"])
             await queue.settle([Settlement(claimed.lease, Verb.SUCCEED, result=b"earlier")])
             # A provisional record ends no wait, so it goes on until the final one of that fence is there.
             final = ResultRecord("a", later.fence, TaskState.SUCCEEDED, b"later")

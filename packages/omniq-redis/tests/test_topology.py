@@ -14,29 +14,26 @@ from pathlib import Path
 
 import pytest
 
+from omniq_conformance.hand import Hand
+from omniq_conformance.load import until
 from omniq_conformance.servers import RedisServer, ReplyError, ValkeyServer
 from omniq_conformance.servers.redis import SpeaksRedis
-from omniq_core import Outcome, Settlement, TaskRecord, Verb
 from omniq_redis import RedisBackend
 from omniq_redis.errors import CannotConnect
 from omniq_redis.keys import prefix
 
 Make = Callable[..., RedisBackend]
-Tasks = Callable[..., list[TaskRecord]]
-Until = Callable[[Callable[[], object]], Awaitable[None]]
 Blocked = Callable[..., Awaitable[None]]
 
 
-async def works(backend: RedisBackend, tasks: Tasks) -> None:
+async def works(backend: RedisBackend) -> None:
     """A task's whole life, with a wake-up and a result."""
-    queue = backend.queue()
-    waiting = asyncio.ensure_future(queue.wait(["q"], timeout_s=10))
-    [record] = tasks(1)
-    await queue.enqueue([record])
+    hand = Hand(backend)
+    waiting = asyncio.ensure_future(hand.queue.wait(["q"], timeout_s=10))
+    record = await hand.put_one()
     assert await waiting
     result = asyncio.ensure_future(backend.result_store().wait([record.id], timeout_s=10))
-    [claim] = await queue.claim(["q"], max_tasks=1, lease_s=60, worker_id="w", claim_id=record.id)
-    assert await queue.settle([Settlement(claim.lease, Verb.SUCCEED, result=b"r")]) == [Outcome.OK]
+    await hand.finish(await hand.claim_one(), result=b"r")
     [found] = await result
     assert found is not None
     assert found.body == b"r"
@@ -73,16 +70,14 @@ async def encrypted(server: SpeaksRedis) -> AsyncIterator[int]:
         listener.close()
 
 
-def test_an_encrypted_connection_is_verified(
-    valkey_server: ValkeyServer, backend_at: Make, tasks: Tasks
-) -> None:
+def test_an_encrypted_connection_is_verified(valkey_server: ValkeyServer, backend_at: Make) -> None:
     certificate = str(Path(__file__).with_name("certificate.pem"))
 
     async def main() -> None:
         async with encrypted(valkey_server) as port:
             url = f"rediss://127.0.0.1:{port}/0"
             async with backend_at(url, tls_ca_file=certificate) as backend:
-                await works(backend, tasks)
+                await works(backend)
             with pytest.raises(CannotConnect, match="certificate"):
                 await backend_at(url).open()
             by_name = f"rediss://localhost:{port}/0"
@@ -94,7 +89,7 @@ def test_an_encrypted_connection_is_verified(
     asyncio.run(main())
 
 
-def test_a_unix_socket_is_as_good(backend_at: Make, tasks: Tasks) -> None:
+def test_a_unix_socket_is_as_good(backend_at: Make) -> None:
     folder = tempfile.mkdtemp(prefix="oq")  # the kernel allows a socket's path about a hundred characters
     try:
         path = f"{folder}/s"
@@ -102,7 +97,7 @@ def test_a_unix_socket_is_as_good(backend_at: Make, tasks: Tasks) -> None:
 
             async def main() -> None:
                 async with backend_at("redis:///0", socket_path=path) as backend:
-                    await works(backend, tasks)
+                    await works(backend)
 
             asyncio.run(main())
     finally:
@@ -152,41 +147,37 @@ def owner(cluster: Sequence[SpeaksRedis], project: str) -> SpeaksRedis:
     raise AssertionError("no node holds the project")
 
 
-def test_a_project_is_found_on_its_node_of_a_cluster(
-    cluster: Sequence[SpeaksRedis], tasks: Tasks, project: str
-) -> None:
+def test_a_project_is_found_on_its_node_of_a_cluster(cluster: Sequence[SpeaksRedis], project: str) -> None:
     async def main() -> None:
         owners = set()
         for number in range(6):
             name = f"{project}{number}"
             for seed in cluster:
                 async with RedisBackend.from_url(seed.url, cluster=True, project_name=name) as backend:
-                    await works(backend, tasks)
+                    await works(backend)
             owners.add(owner(cluster, name).port)
         assert len(owners) > 1, "several projects spread over the nodes"
 
     asyncio.run(main())
 
 
-def test_a_seed_that_is_gone_is_passed_over(
-    cluster: Sequence[SpeaksRedis], backend_at: Make, tasks: Tasks
-) -> None:
+def test_a_seed_that_is_gone_is_passed_over(cluster: Sequence[SpeaksRedis], backend_at: Make) -> None:
     async def main() -> None:
         url = f"redis://127.0.0.1:1,127.0.0.1:{cluster[1].port}/?cluster=true"
         async with backend_at(url) as backend:
-            await works(backend, tasks)
+            await works(backend)
 
     asyncio.run(main())
 
 
 def test_a_project_whose_slot_moves_is_followed(
-    cluster: Sequence[SpeaksRedis], backend_at: Make, tasks: Tasks, project: str, blocked: Blocked
+    cluster: Sequence[SpeaksRedis], backend_at: Make, project: str, blocked: Blocked
 ) -> None:
     async def main() -> None:
         old = owner(cluster, project)
         new = next(node for node in cluster if node is not old)
         async with backend_at(old.url, cluster=True) as backend:
-            await works(backend, tasks)
+            await works(backend)
             waiting = asyncio.ensure_future(backend.queue().wait(["later"], timeout_s=20))
             await blocked(old)
             slot = old.command("CLUSTER", "KEYSLOT", prefix(project))
@@ -201,10 +192,10 @@ def test_a_project_whose_slot_moves_is_followed(
             old.command("MIGRATE", "127.0.0.1", new.port, "", 0, 5000, "KEYS", *keys)  # type: ignore[arg-type]
             for node in (new, old):
                 node.command("CLUSTER", "SETSLOT", slot, "NODE", new_id)
-            await backend.queue().enqueue(tasks(1, queue="later"))
+            await Hand(backend).put_one(queue="later")
             async with asyncio.timeout(10):
                 assert await waiting, "a worker that waits on the old node is woken, too"
-            await works(backend, tasks)
+            await works(backend)
             assert owner(cluster, project) is new
 
     asyncio.run(main())
@@ -233,15 +224,13 @@ class Sentinel(ValkeyServer):
         return [self._program(), config, "--sentinel", "--bind", "127.0.0.1", "--port", str(port)]
 
 
-def test_after_a_failover_the_new_master_is_found(
-    backend_at: Make, tasks: Tasks, until: Until, blocked: Blocked
-) -> None:
+def test_after_a_failover_the_new_master_is_found(backend_at: Make, blocked: Blocked) -> None:
     async def main(master: SpeaksRedis, replica: SpeaksRedis, sentinel: SpeaksRedis) -> None:
         url = f"redis://127.0.0.1:1,127.0.0.1:{sentinel.port}/0?sentinel_master=mymaster"
         async with backend_at(url) as backend:
-            await works(backend, tasks)
+            await works(backend)
             queue = backend.queue()
-            records = tasks(20, queue="kept")
+            records = Hand.records(20, queue="kept")
             await queue.enqueue(records)
             await until(lambda: b"state=online" in _info(master))
             await until(lambda: _offset(master) == _offset(replica))
@@ -261,7 +250,7 @@ def test_after_a_failover_the_new_master_is_found(
                             raise
                         await asyncio.sleep(0.05)
             assert None not in found, "what had reached the replica is there"
-            await works(backend, tasks)
+            await works(backend)
             assert await waiting
             health = await backend.check()
             assert health.server.startswith("Valkey")

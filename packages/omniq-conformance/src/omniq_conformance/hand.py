@@ -9,7 +9,7 @@ import itertools
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from omniq_core import (
@@ -33,7 +33,7 @@ from omniq_core import (
     Verb,
 )
 
-__all__ = ["QUEUE", "Hand", "chunks"]
+__all__ = ["QUEUE", "Hand", "chunks", "ids"]
 
 T = TypeVar("T")
 QUEUE = "q"
@@ -46,6 +46,11 @@ _numbers = itertools.count(1)
 def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
     """``items`` cut as OmniQ cuts batches."""
     return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def ids(items: Iterable[Claim | TaskRecord | TaskSnapshot]) -> list[str]:
+    """The ids of the tasks that records, claims or snapshots are of, in their order."""
+    return [item.task_id if isinstance(item, Claim) else item.id for item in items]
 
 
 class Hand:
@@ -93,12 +98,14 @@ class Hand:
         """An id that no other test has: on a shared server, tests must not meet."""
         return f"{prefix}-{next(_numbers)}-{os.urandom(4).hex()}"
 
-    def record(self, **fields: Any) -> TaskRecord:
+    @classmethod
+    def record(cls, **fields: Any) -> TaskRecord:
         """A task with defaults for what the check does not care about."""
-        return TaskRecord(**({"id": self.new_id(), "queue": QUEUE, "name": "work", "body": b"body"} | fields))
+        return TaskRecord(**({"id": cls.new_id(), "queue": QUEUE, "name": "work", "body": b"body"} | fields))
 
-    def records(self, count: int, **fields: Any) -> list[TaskRecord]:
-        return [self.record(**fields) for _ in range(count)]
+    @classmethod
+    def records(cls, count: int, **fields: Any) -> list[TaskRecord]:
+        return [cls.record(**fields) for _ in range(count)]
 
     # --- the queue ----------------------------------------------------------------------------------------------
 
@@ -191,6 +198,15 @@ class Hand:
         outcome = await self.settle(claim, verb, **fields)
         assert outcome is Outcome.OK, (
             f"the owner settled its task with {verb.name} and was answered {outcome}"
+        )
+
+    async def finish_all(
+        self, claims: Iterable[Claim | Lease], verb: Verb = Verb.SUCCEED, **fields: Any
+    ) -> None:
+        """Settles tasks that the caller owns, all in one way, which must be accepted."""
+        outcomes = await self.settle_all([self.settlement(claim, verb, **fields) for claim in claims])
+        assert set(outcomes) <= {Outcome.OK}, (
+            f"the owner settled its tasks with {verb.name} and was answered {outcomes}"
         )
 
     async def extend(self, *claims: Claim, lease_s: float = LONG_S) -> list[Extension]:
