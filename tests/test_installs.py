@@ -23,6 +23,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.slow  # wheels are built and installed
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECTS: Mapping[str, Any] = {
     path.parent.name: tomllib.loads(path.read_text("utf-8"))["project"]

@@ -25,6 +25,8 @@ from omniq.ids import new_id
 from omniq_conformance.servers import Server
 from omniq_core import BackendError
 
+pytestmark = pytest.mark.slow  # servers and workers are killed for minutes
+
 SERVERS = ["postgres", "valkey", "redis", "nats", "gcs"]
 """Those that keep what they have when they are killed. The S3 server of the tests has it in memory alone."""
 STORES = ["sqlite", "file", *SERVERS, "s3"]

@@ -15,6 +15,8 @@ from omniq import AsyncOmniQ
 from omniq.models import TaskStatus
 from omniq_core import TaskState
 
+pytestmark = pytest.mark.slow  # leases have to end
+
 LEASE_S = 1.0
 STEPS = ["before start", "mid-task", "after the effect", "before settle"]
 

@@ -21,6 +21,8 @@ from omniq import AsyncOmniQ
 from omniq.models import EventType
 from omniq_core import TaskState
 
+pytestmark = pytest.mark.slow  # every mix has servers and workers of its own
+
 STORES = ["memory", "sqlite", "file", "postgres", "valkey", "nats", "s3"]
 MIXES = [
     (STORES[queue], STORES[results], STORES[(queue + results) % len(STORES)])

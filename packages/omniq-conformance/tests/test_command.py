@@ -27,6 +27,8 @@ from omniq_conformance.report import (
 )
 from omniq_conformance.table import render_table
 
+pytestmark = pytest.mark.slow  # runs of pytest within the run
+
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

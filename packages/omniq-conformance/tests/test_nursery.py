@@ -24,6 +24,8 @@ from omniq_conformance.nursery import Child, start
 from omniq_conformance.remote import Remote, RemoteFailed
 from omniq_core import Verb
 
+pytestmark = pytest.mark.slow  # interpreters are started
+
 LATE = """
 import os, time
 IMPORTED_BY = os.getpid()

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow  # runs of pytest within the run
+
 SUITE = """
 from contextlib import asynccontextmanager
 import pytest

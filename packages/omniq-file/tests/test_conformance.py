@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from omniq_conformance import BackendSuite, Env
 from omniq_file import FileBackend
+
+pytestmark = pytest.mark.slow  # every call is a file
 
 
 class TestLocalDisk(BackendSuite):

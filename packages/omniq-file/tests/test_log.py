@@ -543,7 +543,7 @@ async def damage(party: Party, name: str, change: Callable[[bytes], bytes] | Non
         lambda data: data[:10],
         lambda data: data[:-1],
         lambda data: data + b"x",
-        lambda data: data[: HEADER_BYTES + 3] + b"X" + data[HEADER_BYTES + 4 :],
+        lambda data: data[: HEADER_BYTES + 3] + bytes([data[HEADER_BYTES + 3] ^ 1]) + data[HEADER_BYTES + 4 :],
         lambda data: b"something else entirely, and long enough",
         lambda data: pack(COMMIT, (b"t", 7, 0.0, POLICY, []))[0],
     ],

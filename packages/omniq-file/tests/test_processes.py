@@ -22,6 +22,8 @@ from omniq_conformance.nursery import start as start_process
 from omniq_core import SYSTEM_CLOCK, Clock, ManualClock, Outcome, Settlement, TaskRecord, TaskState, Verb
 from omniq_file import FileBackend, tidying
 
+pytestmark = pytest.mark.slow  # processes race and are killed
+
 SMALL = 3000
 """Bytes after which the log is tidied up here: within a few commits."""
 

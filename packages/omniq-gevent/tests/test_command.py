@@ -12,6 +12,8 @@ import pytest
 
 from omniq import OmniQ
 
+pytestmark = pytest.mark.slow  # each test patches a process of its own
+
 PROGRAM = """
 import threading, time
 from gevent import monkey

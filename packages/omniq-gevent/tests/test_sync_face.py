@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # each test patches a process of its own
+
 Patched = Callable[..., str]
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
+pytestmark = pytest.mark.slow  # many wake-ups in a process of its own
+
 Patched = Callable[..., str]
 
 

@@ -16,6 +16,8 @@ from omniq.workers import worker_class
 from omniq_core import WORKERS
 from omniq_gevent import GeventWorker
 
+pytestmark = pytest.mark.slow  # each test patches a process of its own
+
 
 def nap(seconds: float) -> str:
     gevent.sleep(seconds)

@@ -16,6 +16,8 @@ from omniq_nats.errors import NO_PEERS, Refused
 from omniq_nats.jetstream import JetStream
 from omniq_nats.subjects import Subjects
 
+pytestmark = pytest.mark.slow  # clusters elect and lose leaders
+
 Make = Callable[..., NatsBackend]
 
 

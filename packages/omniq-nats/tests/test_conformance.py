@@ -16,6 +16,8 @@ from omniq_nats import NatsBackend
 from omniq_nats.errors import CannotConnect, ConnectionLost, Forbidden, NoAnswer, NotThere, Refused
 from omniq_nats.subjects import Subjects
 
+pytestmark = pytest.mark.slow  # on a real server
+
 
 class TestNats(BackendSuite):
     server: ClassVar[NatsServer]

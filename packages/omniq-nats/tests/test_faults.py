@@ -29,6 +29,8 @@ from omniq_nats import NatsBackend
 from omniq_nats.errors import CannotConnect, ConnectionLost, NoAnswer
 from omniq_nats.subjects import Subjects
 
+pytestmark = pytest.mark.slow  # servers are killed and frozen
+
 OK, DUPLICATE = Outcome.OK, Outcome.DUPLICATE
 Make = Callable[..., NatsBackend]
 Call = Callable[[], Awaitable[Any]]

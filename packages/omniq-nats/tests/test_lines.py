@@ -30,6 +30,8 @@ from omniq_nats.errors import Refused
 from omniq_nats.jetstream import CONFLICT, JetStream, Stored, head
 from omniq_nats.lines import DEAL_S, bucket_of, payload
 
+pytestmark = pytest.mark.slow  # deliveries have to end
+
 Make = Callable[..., NatsBackend]
 
 

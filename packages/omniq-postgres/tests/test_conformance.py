@@ -16,6 +16,8 @@ from omniq_conformance.servers import PostgresServer
 from omniq_core import Backend
 from omniq_postgres import PostgresBackend
 
+pytestmark = pytest.mark.slow  # on a real server
+
 
 class TestPostgres(BackendSuite):
     server: ClassVar[PostgresServer]

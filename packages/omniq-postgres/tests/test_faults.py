@@ -28,6 +28,8 @@ from omniq_core import (
 )
 from omniq_postgres import PostgresBackend
 
+pytestmark = pytest.mark.slow  # the server is killed and frozen
+
 
 async def listening(worker: PostgresBackend) -> None:
     """Returns when it hears, once it has begun to wait."""

@@ -14,6 +14,8 @@ from omniq_core import Backend
 from omniq_redis import RedisBackend
 from omniq_redis.errors import CannotConnect, ConnectionLost, NoAnswer, Refused
 
+pytestmark = pytest.mark.slow  # on real servers
+
 
 class OnRedis(BackendSuite):
     __test__ = False

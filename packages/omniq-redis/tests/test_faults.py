@@ -30,6 +30,8 @@ from omniq_redis.errors import CannotConnect, ConnectionLost, NoAnswer
 from omniq_redis.keys import prefix
 from omniq_redis.scripts import SCRIPTS
 
+pytestmark = pytest.mark.slow  # servers are killed and frozen
+
 OK, DUPLICATE = Outcome.OK, Outcome.DUPLICATE
 Make = Callable[..., RedisBackend]
 Call = Callable[[], Awaitable[Any]]

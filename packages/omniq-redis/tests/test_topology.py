@@ -22,6 +22,8 @@ from omniq_redis import RedisBackend
 from omniq_redis.errors import CannotConnect
 from omniq_redis.keys import prefix
 
+pytestmark = pytest.mark.slow  # clusters and failovers
+
 Make = Callable[..., RedisBackend]
 Blocked = Callable[..., Awaitable[None]]
 

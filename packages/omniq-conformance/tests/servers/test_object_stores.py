@@ -24,6 +24,8 @@ from omniq_conformance.servers import (
     fresh_bucket,
 )
 
+pytestmark = pytest.mark.slow  # servers are started
+
 pytest_plugins = ["omniq_conformance.servers.fixtures"]
 
 KINDS: list[type[ObjectStore]] = [S3Server, GcsServer]

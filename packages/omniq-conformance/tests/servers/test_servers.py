@@ -31,6 +31,8 @@ from omniq_conformance.servers import (
 )
 from omniq_conformance.servers.redis import SpeaksRedis
 
+pytestmark = pytest.mark.slow  # servers are started
+
 pytest_plugins = ["omniq_conformance.servers.fixtures"]
 
 KINDS: list[type[Server]] = [PostgresServer, ValkeyServer, RedisServer]

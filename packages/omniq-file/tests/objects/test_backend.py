@@ -32,6 +32,8 @@ from omniq_core import (
 from omniq_file import FileBackend
 from omniq_file.shelves.store_errors import NoAnswer
 
+pytestmark = pytest.mark.slow  # on real servers, by several processes
+
 Run = Callable[[Coroutine[Any, Any, None]], None]
 WORKER = f"{Path(__file__).with_name('worker.py')}:main"
 

@@ -15,6 +15,8 @@ from omniq_core import Backend
 from omniq_file import FileBackend
 from omniq_file.shelves.store_errors import CannotConnect, ConnectionLost, NoAnswer, Refused
 
+pytestmark = pytest.mark.slow  # on real servers
+
 SHARE = 10
 """How many namespaces lie in one bucket."""
 

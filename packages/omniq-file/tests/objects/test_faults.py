@@ -19,6 +19,8 @@ from omniq_file.shelves.s3 import S3Shelf
 from omniq_file.shelves.store_errors import CannotConnect, ConnectionLost, NoAnswer, Refused, StoreError
 from omniq_file.shelves.store_options import StoreOptions
 
+pytestmark = pytest.mark.slow  # servers are frozen and lie
+
 Run = Callable[[Coroutine[Any, Any, None]], None]
 FROZEN_S = float(os.environ.get("OMNIQ_TEST_FROZEN_S", "1"))
 """How long a store is frozen; nightly runs say 20."""

@@ -18,6 +18,8 @@ from omniq_file.shelves.bucket import Bucket
 from omniq_file.shelves.store_errors import StoreError
 from omniq_file.shelves.store_options import StoreOptions
 
+pytestmark = pytest.mark.slow  # on real servers
+
 Run = Callable[[Coroutine[Any, Any, None]], None]
 SECRET = "hunter2aGVsbG8gd29ybGQ"
 """Looks like base64, which some of the clients decode."""

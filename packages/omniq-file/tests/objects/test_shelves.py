@@ -14,6 +14,8 @@ from omniq_conformance.nursery import start
 from omniq_core import Closed
 from omniq_file.shelves.shelf import Shelf
 
+pytestmark = pytest.mark.slow  # on real servers
+
 New = Callable[[], Shelf]
 Run = Callable[[Coroutine[Any, Any, None]], None]
 RACER = f"{Path(__file__).parents[1] / 'racer.py'}:main"
