@@ -29,11 +29,6 @@ LEFT_OUT: Mapping[str, str] = {
     "test_a_task_that_blocks_the_event_loop_for_three_leases_keeps_its_own_and_runs_once": (
         "its rival runs an event loop in a threading.Thread beside the test's own: two in one thread of the system"
     ),
-    "omniq/tests/facade/test_both_faces.py::"
-    "test_what_was_enqueued_is_in_the_event_log_at_once_and_the_rest_follows": (
-        "it wants the producer's event to be written before the worker's, which two writers do not promise each other, and "
-        "which the slower event loops of a patched process make a matter of chance"
-    ),
     "omniq/tests/facade/test_portal.py::test_ctrl_c_ends_a_waiting_call_and_its_coroutine": (
         "it sends a signal to threading.get_ident(), which is no thread's number there; test_sync_face.py has its own"
     ),

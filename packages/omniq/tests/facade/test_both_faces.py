@@ -303,7 +303,9 @@ def test_what_was_enqueued_is_in_the_event_log_at_once_and_the_rest_follows() ->
         done = oq.enqueue(double, 1)
         oq.get_result(done, timeout=10)
         oq.stop_worker()  # which writes what it noted
-        assert [event.event_type for event in oq.get_events(done)] == ["enqueued", "executing", "completed"]
+        kinds = [event.event_type for event in oq.get_events(done)]
+        kinds.remove("enqueued")  # the producer wrote it, and two writers promise each other no order
+        assert kinds == ["executing", "completed"]
         assert [event.task_id for event in oq.get_events(event_type="COMPLETE")] == [done]
 
 
