@@ -21,6 +21,17 @@ Make = Callable[..., NatsBackend]
 SHORT_S = 0.3
 
 
+async def dealt(streams: JetStream, name: str) -> bytes:
+    """Where to acknowledge the next delivery. A message is stored, and its writer told so, a moment before the consumer hears
+    of it: a pull may find nothing yet."""
+    async with asyncio.timeout(10):
+        while True:
+            for _, place, _, body in await streams.pull(name, "c", 1) or []:
+                assert body == b"a task"
+                return place
+            await asyncio.sleep(0.01)
+
+
 def test_plain_jetstream_loses_the_task(nats_server: NatsServer) -> None:
     async def main() -> None:
         name = f"PLAIN-{uuid.uuid4().hex[:8]}"
@@ -34,13 +45,8 @@ def test_plain_jetstream_loses_the_task(nats_server: NatsServer) -> None:
             await streams.api(f"CONSUMER.DURABLE.CREATE.{name}.c", {"stream_name": name, "config": config})
             await streams.write([(f"{name}.t", b"", b"a task")])
 
-            [(_, first, _, body)] = await streams.pull(name, "c", 1) or []
-            assert body == b"a task"
-            second = b""
-            async with asyncio.timeout(10):
-                while not second:  # until its time is over and another is dealt it
-                    second = next((message[1] for message in await streams.pull(name, "c", 1) or []), b"")
-                    await asyncio.sleep(0.01)
+            first = await dealt(streams, name)
+            second = await dealt(streams, name)  # once the first one's time is over
 
             await streams.acknowledge([first])  # the late one: taken
             await streams.acknowledge([second], b"-NAK")  # the one who owns it wants another try
