@@ -29,7 +29,7 @@ from omniq.results import AsyncResultStore, ResultStore
 from omniq.stores import resolve_backend
 from omniq.task import DEFAULT_OPTIONS, TaskOptions
 from omniq.workers import Worker
-from omniq_core import Backend, OptionError
+from omniq_core import BACKENDS, Backend, OptionError
 from omniq_core.options import suggest
 
 __all__ = ["FromSettings", "Parts", "parts_from_backend", "parts_from_keywords", "parts_from_settings"]
@@ -132,6 +132,8 @@ def parts_from_keywords(
         event_store = event_store if event_store is not None else worker.event_store
         if worker_type is not None or worker_config is not None:
             raise TypeError("worker= and worker_type=, worker_config= exclude each other; give one of them")
+    results = None if result_store is None else _aio_results(result_store)
+    log = None if event_store is None else _aio_events(event_store)
     if task_queue is not None:
         if settings:
             name = min(settings)
@@ -139,31 +141,33 @@ def parts_from_keywords(
             raise TypeError(
                 f"unexpected keyword argument {name!r}{hint or '; the settings of a storage go to its component'}"
             )
-        parts = _parts_of_components(task_queue, result_store, event_store, backend, queues, events)
+        parts = _parts_of_components(task_queue, results, log, backend, queues, events)
     elif backend is not None or settings:
+        _refuse_a_backend_for_a_project(project_name, backend)
         _refuse_misspelt(backend, settings)
         if project_name is not None:
             settings["project_name"] = project_name
         own = resolve_backend(DEFAULT_BACKEND if backend is None else backend, settings)
         parts = parts_from_backend(
             own,
-            None if result_store is None else result_store.backend,
-            None if event_store is None else event_store.backend,
+            None if results is None else results.backend,
+            None if log is None else log.backend,
             worker_type=None,
             worker_config=None,
             queues=queues,
             project_name=None,
             events=events,
         )
-        _keep_objects(parts, result_store, event_store)
+        _keep_objects(parts, results, log)
     else:
+        _refuse_a_backend_for_a_project(project_name, backend)
         given: dict[str, Any] = {"events": None if events else False}
         if project_name is not None:
             given["project_name"] = project_name
         if queues is not None:
             given["queues"] = list(queues)
         parts = parts_from_settings(msgspec.structs.replace(Environment().over(Settings()), **given))
-        _keep_objects(parts, result_store, event_store)
+        _keep_objects(parts, results, log)
     parts.project_name = project_name
     parts.worker = worker
     parts.worker_type = None if worker_type is None else canonical_worker_type(worker_type)
@@ -192,18 +196,28 @@ def _refuse_misspelt(backend: Backend | str | None, settings: Mapping[str, Any])
                 raise TypeError(f"unexpected keyword argument {name!r}{near}")
 
 
-def _keep_objects(
-    parts: Parts,
-    result_store: AsyncResultStore | ResultStore | None,
-    event_store: AsyncEventStore | EventStore | None,
-) -> None:
+def _refuse_a_backend_for_a_project(project_name: str | None, backend: Backend | str | None) -> None:
+    """``OmniQ("redis")`` names a project, and would keep its tasks in a file where the caller looks for them in Redis."""
+    if backend is not None or project_name is None or project_name == DEFAULT_BACKEND:
+        return
+    if project_name in BACKENDS.names():
+        configured = Environment().over(Settings())
+        if configured.backend is None and configured.task_queue is None:
+            raise TypeError(
+                f"the first argument is a project's name, and {project_name!r} is the name of a backend: "
+                f"say backend={project_name!r} to keep tasks there, or backend={DEFAULT_BACKEND!r} as well if the project "
+                "is really called so"
+            )
+
+
+def _keep_objects(parts: Parts, results: AsyncResultStore | None, log: AsyncEventStore | None) -> None:
     """The components that were given stay the objects that they are."""
-    if result_store is not None:
-        parts.result_store = _aio_results(result_store)
-        parts.result_store.queue_backend = parts.result_store.queue_backend or parts.task_queue.backend
-    if event_store is not None:
-        parts.event_store = _aio_events(event_store)
-        parts.task_queue.events_backend = parts.event_store.backend
+    if results is not None:
+        parts.result_store = results
+        results.queue_backend = results.queue_backend or parts.task_queue.backend
+    if log is not None:
+        parts.event_store = log
+        parts.task_queue.events_backend = log.backend
 
 
 def _aio_results(store: AsyncResultStore | ResultStore) -> AsyncResultStore:
@@ -224,8 +238,8 @@ def _aio_events(store: AsyncEventStore | EventStore) -> AsyncEventStore:
 
 def _parts_of_components(
     task_queue: AsyncTaskQueue | TaskQueue,
-    result_store: AsyncResultStore | ResultStore | None,
-    event_store: AsyncEventStore | EventStore | None,
+    results: AsyncResultStore | None,
+    log: AsyncEventStore | None,
     backend: Backend | str | None,
     queues: Sequence[str] | None,
     events: bool,
@@ -238,21 +252,18 @@ def _parts_of_components(
             aio.add_queue(name)
     configured = Environment().over(Settings())
     others = None if backend is None else resolve_backend(backend)
-    if result_store is not None:
-        results = _aio_results(result_store)
-    elif others is None and configured.result_store is not None:
-        results = AsyncResultStore.from_backend(_backend_of(configured.result_store, None))
-    else:
-        results = AsyncResultStore.from_backend(others or aio.backend)
-    log: AsyncEventStore | None = None
-    if event_store is not None:
-        log = _aio_events(event_store)
-    elif events and others is not None:
-        log = AsyncEventStore.from_backend(others)
-    elif events and aio.events_backend is not None:
-        log = AsyncEventStore.from_backend(aio.events_backend)
-    elif events and configured.event_store is not None:
-        log = AsyncEventStore.from_backend(_backend_of(configured.event_store, None))
+    if results is None:
+        if others is None and configured.result_store is not None:
+            results = AsyncResultStore.from_backend(_backend_of(configured.result_store, None))
+        else:
+            results = AsyncResultStore.from_backend(others or aio.backend)
+    if log is None and events:
+        if others is not None:
+            log = AsyncEventStore.from_backend(others)
+        elif aio.events_backend is not None:
+            log = AsyncEventStore.from_backend(aio.events_backend)
+        elif configured.event_store is not None:
+            log = AsyncEventStore.from_backend(_backend_of(configured.event_store, None))
     if aio.defaults is DEFAULT_OPTIONS:
         aio.defaults = configured.tasks
     return _joined(aio, results, log)

@@ -75,15 +75,30 @@ def SQLiteResultStorageHere() -> Any:
         ({"backen": "sqlite"}, "'backen'; did you mean 'backend'"),
         ({"worker_typ": "async"}, "did you mean 'worker_type'"),
         ({"task_queue": 3}, "task_queue must be a task queue, got int"),
-        ({"backend": "memory", "result_store": 3}, "has no attribute|result_store must be"),
+        ({"backend": "memory", "result_store": 3}, "result_store must be a result store, got int"),
+        ({"backend": "memory", "event_store": 3}, "event_store must be an event store, got int"),
+        ({"result_store": 3}, "result_store must be a result store, got int"),
         ({"project_name": 3}, "the first argument is a project's name or a URL"),
         ({"project_name": "memory://", "backend": "sqlite"}, "two backends are given"),
         ({"events": "sqlite", "backend": "memory"}, "events must be True or False"),
     ],
 )
 def test_a_wrong_keyword_of_the_constructor_is_named(keywords: dict[str, Any], message: str) -> None:
-    with pytest.raises((TypeError, AttributeError), match=message):
+    with pytest.raises(TypeError, match=message):
         OmniQ(**keywords)
+
+
+@pytest.mark.parametrize("settings", [{}, {"timeout_s": 3.0}])
+def test_the_name_of_a_backend_where_a_project_is_named_is_refused(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        TypeError, match="say backend='memory' to keep tasks there, or backend='sqlite' as well"
+    ):
+        OmniQ("memory", **settings)
+    assert OmniQ("memory", backend="sqlite").backend.config["project_name"] == "memory"
+    monkeypatch.setenv("OMNIQ_BACKEND", "sqlite")  # then the environment says where tasks are kept
+    assert kinds(OmniQ("memory"))[0] == "sqlite"
 
 
 MAPPING: dict[str, Any] = {
