@@ -7,6 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -205,6 +206,39 @@ def test_a_claimer_that_died_in_between_leaves_no_task_behind(
             assert sorted(ids(found)) == sorted(ids(records))
             await hand.finish_all(found)
             assert await parts.tasks.holdings.all() == []
+
+    asyncio.run(main())
+
+
+def test_a_claim_that_is_repeated_hands_out_no_more_than_was_asked_for(
+    nats_server: NatsServer, backend_at: Make
+) -> None:
+    """Behind hints that do not hold it looks at many more, and dies before it has taken any."""
+
+    async def main() -> None:
+        async with backend_at(nats_server.url) as backend:
+            parts = backend._opened()
+            hand = Hand(backend)
+            line = parts.subjects.line("q", 0)
+            await parts.tasks.lines.put([(line, payload(f"never came {n}")) for n in range(5)])
+            records = await hand.put(20)
+
+            class Died(BaseException):
+                pass
+
+            async def die(*_: object, **__: object) -> None:
+                raise Died
+
+            claim = partial(hand.claim, max_tasks=5, claim_id="one")
+            with (
+                patch.object(claiming, "FORGET_S", -1.0),
+                patch.object(type(parts.tasks), "change", die),
+                pytest.raises(Died),
+            ):
+                await claim()
+            assert ids(await claim()) == ids(records)[:5]
+            assert ids(await claim()) == ids(records)[:5]
+            assert ids(await hand.claim(max_tasks=100)) == ids(records)[5:], "the others were given back"
 
     asyncio.run(main())
 

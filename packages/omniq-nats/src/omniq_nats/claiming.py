@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -52,15 +53,19 @@ class Claiming:
             if earlier is not None:
                 return await self._again(earlier)
             hints: list[Hint] = []
-            counts: list[tuple[str, int]] = []
+            queue_of: list[str] = []  # of each hint
             for look in looks:
-                before = len(hints)
-                if not look.is_paused and before < wanted:
+                if not look.is_paused and len(hints) < wanted:
                     await self._gather(look, wanted, hints)
-                if len(hints) > before:
-                    counts.append((look.queue, len(hints) - before))
+                    queue_of += [look.queue] * (len(hints) - len(queue_of))
             if not hints:
                 return []
+            if turn:
+                chosen = await self._choose(hints, max_tasks)
+                hints, queue_of = [hints[i] for i in chosen], [queue_of[i] for i in chosen]
+                if not hints:
+                    continue
+            counts = list(Counter(queue_of).items())
             lease = Lease(claim_id, worker_id, tasks.clock.now() + lease_s, secrets.token_hex(4), counts)
             entries = [Entry(hint.task_id, hint.seq) for hint in hints]
             begun = asyncio.ensure_future(tasks.holdings.begin(lease, entries))
@@ -70,7 +75,7 @@ class Claiming:
             parts = await asyncio.gather(
                 *(
                     self._take_part(
-                        range(start, min(start + size, len(hints))), hints, entries, begun, reading, max_tasks
+                        range(start, min(start + size, len(hints))), hints, entries, begun, reading
                     )
                     for start in range(0, len(hints), size)
                 ),
@@ -106,22 +111,25 @@ class Claiming:
         entries: Sequence[Entry],
         begun: asyncio.Future[Holding | None],
         reading: asyncio.Semaphore,
-        most: int,
     ) -> tuple[list[Claim], list[int]]:
-        """Proves some of a claim's hints and takes their tasks, at most ``most``; the claims, and whom others were quicker to
-        take or change."""
-        tasks = self._tasks
+        """Proves some of a claim's hints and takes their tasks; the claims, and the places of those that others were quicker
+        to take or change."""
         async with reading:
             versions = await self._read([hints[i] for i in places])
         holding = await begun
         if holding is None:
             return [], []
         good = [places[i] for i in await self._prove([hints[i] for i in places], versions)]
-        await tasks.lines.give_back([hints[i] for i in good[most:]])
-        good = good[:most]
         return await self._take(
             holding, [entries[i] for i in good], [versions[entries[i].task_id] for i in good], good
         )
+
+    async def _choose(self, hints: Sequence[Hint], most: int) -> list[int]:
+        """The places of the first hints that hold, at most ``most``: a claim names no more tasks than were asked for, since
+        whoever repeats it is given all that it names. The other hints are given back, or put right."""
+        good = await self._prove(hints, await self._read(hints))
+        await self._tasks.lines.give_back([hints[i] for i in good[most:]])
+        return good[:most]
 
     async def _take(
         self,
