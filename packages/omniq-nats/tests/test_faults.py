@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
 import pytest
 
+from omniq_conformance import ServerSuite
 from omniq_conformance.hand import Hand, ids
-from omniq_conformance.load import Load, insist
-from omniq_conformance.servers import NatsServer, Profile, Proxy, Server
+from omniq_conformance.servers import NatsServer, Proxy, Server
 from omniq_core import (
     ErrorCode,
     Event,
@@ -26,7 +24,7 @@ from omniq_core import (
     Verb,
 )
 from omniq_nats import NatsBackend
-from omniq_nats.errors import CannotConnect, ConnectionLost, NoAnswer
+from omniq_nats.errors import ConnectionLost
 from omniq_nats.subjects import Subjects
 
 pytestmark = pytest.mark.slow  # servers are killed and frozen
@@ -36,74 +34,38 @@ Make = Callable[..., NatsBackend]
 Call = Callable[[], Awaitable[Any]]
 
 
-# These have servers of their own: one that others use has all their streams to read whenever it starts.
 @pytest.mark.usefixtures("hints_come_back_soon")
-@pytest.mark.parametrize("profile", ["default", "durable"])
-def test_nothing_acknowledged_is_lost_when_the_server_is_killed_ten_times_under_load(
-    profile: Profile, backend_at: Make
+class TestServer(ServerSuite):
+    kills = 10
+
+    @pytest.fixture
+    def server(self, nats_server: NatsServer) -> NatsServer:
+        return nats_server
+
+    @pytest.fixture(params=["default", "durable"])
+    def durable_server(self, request: pytest.FixtureRequest) -> Iterator[NatsServer]:
+        # Its own: one that others use has all their streams to read whenever it starts.
+        with NatsServer(request.param) as server:
+            yield server
+
+    def backend_at(self, url: str, namespace: str, *, patience_s: float = 10.0) -> NatsBackend:
+        return NatsBackend.from_url(
+            url, project_name=namespace, timeout_s=patience_s, connect_timeout_s=patience_s
+        )
+
+
+def test_a_second_server_is_tried_when_the_first_is_not_there(
+    nats_server: NatsServer, backend_at: Make, server_proxy: Callable[[Server], Proxy]
 ) -> None:
-    async def main(server: NatsServer) -> None:
-        async with backend_at(server.url) as backend:
-            load = Load(backend)
-            load.start(1, 5, 20, workers=1)
-            for _ in range(10):
-                await load.kill(server)
-                await asyncio.to_thread(server.start)
-            await load.stop()
-            assert len(load.done) > 20
-            await load.check()
+    proxy = server_proxy(nats_server)
 
-    with NatsServer(profile) as server:
-        asyncio.run(main(server))
-
-
-def test_a_frozen_server_hangs_nobody_and_everything_goes_on_when_it_thaws(
-    nats_server: NatsServer, backend_at: Make
-) -> None:
     async def main() -> None:
-        async with backend_at(nats_server.url, timeout_s=0.5, connect_timeout_s=0.5) as backend:
-            hand, queue = Hand(backend), backend.queue()
-            record = await hand.put_one()
-            await asyncio.to_thread(nats_server.freeze)
-            started = time.monotonic()
-            with pytest.raises(NoAnswer) as first:
-                await queue.get([record.id])
-            assert backend.classify(first.value) is ErrorCode.UNKNOWN_EFFECT
-            with pytest.raises(
-                CannotConnect
-            ) as second:  # the kernel accepts the connection, nobody answers it
-                await hand.put_one()
-            assert backend.classify(second.value) is ErrorCode.UNAVAILABLE
-            assert time.monotonic() - started < 3.0
-            await asyncio.to_thread(nats_server.thaw)
-            await insist(backend, lambda: queue.get([record.id]))
-            assert ids(await hand.claim()) == [record.id]
+        proxy.refuse()
+        second = nats_server.url.removeprefix("nats://")
+        async with backend_at(f"nats://127.0.0.1:{proxy.port},{second}", connect_timeout_s=2.0) as both:
+            assert await both.queue().get(["nothing"]) == [None]
 
     asyncio.run(main())
-
-
-def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(backend_at: Make) -> None:
-    async def main(server: NatsServer) -> None:
-        async with backend_at(server.url) as backend, backend_at(server.url) as other:
-            hand, queue = Hand(backend), backend.queue()
-            assert await queue.wait(["q"], timeout_s=0.05) is False
-            waiting = asyncio.ensure_future(queue.wait(["q"], timeout_s=30))
-            await asyncio.sleep(0.1)
-            await asyncio.to_thread(server.kill)
-            async with asyncio.timeout(2):
-                assert await waiting is True, "a wake-up may have been lost with the connection: claim"
-            await asyncio.to_thread(server.start)
-            assert await insist(backend, lambda: queue.wait(["q"], timeout_s=0.05)) is False
-            waiting = asyncio.ensure_future(queue.wait(["q"], timeout_s=30))
-            await asyncio.sleep(0.05)
-            started = time.monotonic()
-            await insist(other, lambda: other.queue().enqueue(hand.records(1)))
-            async with asyncio.timeout(2):
-                assert await waiting is True
-            assert time.monotonic() - started < 1.0, "it listens again after the restart"
-
-    with NatsServer() as server:
-        asyncio.run(main(server))
 
 
 def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
@@ -226,86 +188,6 @@ def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
             ):
                 await twice(mark, call)
             assert proxy.counters.swallowed == cut, "every first call was cut short"
-
-    asyncio.run(main())
-
-
-def test_cancelled_calls_never_mix_up_the_answers_of_others(
-    nats_server: NatsServer, backend_at: Make
-) -> None:
-    async def main() -> None:
-        chance = random.Random(7)
-        async with backend_at(nats_server.url) as backend:
-            hand, queue = Hand(backend), backend.queue()
-            records = await hand.put(200)
-            for _ in range(20):
-                asked = [
-                    (r.id, asyncio.ensure_future(queue.get([r.id]))) for r in chance.choices(records, k=40)
-                ]
-                pages = [asyncio.ensure_future(queue.query(TaskFilter(), limit=5)) for _ in range(4)]
-                for _, call in asked[:: chance.randint(2, 4)]:
-                    for _ in range(chance.randint(0, 3)):
-                        await asyncio.sleep(0)
-                    call.cancel()
-                pages[0].cancel()
-                await asyncio.wait([call for _, call in asked] + pages)
-                for task_id, call in asked:
-                    if not call.cancelled():
-                        assert [t and t.id for t in call.result()] == [task_id], "an answer of another call"
-                for page in pages[1:]:
-                    assert ids(page.result().items) == ids(records[:-6:-1])
-
-    asyncio.run(main())
-
-
-def test_a_server_that_is_not_there_is_told_in_time_and_by_its_address(
-    nats_server: NatsServer, backend_at: Make, server_proxy: Callable[[Server], Proxy]
-) -> None:
-    proxy = server_proxy(nats_server)
-
-    async def main() -> None:
-        proxy.refuse()
-        backend = backend_at(proxy.url_for(nats_server.url))
-        started = time.monotonic()
-        with pytest.raises(CannotConnect, match=f"127.0.0.1:{proxy.port}") as refused:
-            await backend.open()
-        assert time.monotonic() - started < 1.0
-        assert backend.classify(refused.value) is ErrorCode.UNAVAILABLE
-        proxy.accept()
-        proxy.half_open()
-        started = time.monotonic()
-        with pytest.raises(CannotConnect, match=r"within 0\.2 s"):
-            await backend_at(proxy.url_for(nats_server.url), connect_timeout_s=0.2).open()
-        assert time.monotonic() - started < 1.0
-        # A second server is tried in the same time.
-        proxy.refuse()
-        async with backend_at(
-            f"nats://127.0.0.1:{proxy.port},{nats_server.url.removeprefix('nats://')}"
-        ) as both:
-            assert await both.queue().get(["nothing"]) == [None]
-
-    asyncio.run(main())
-
-
-def test_who_waits_for_a_result_hears_of_it_after_the_connection_was_cut(
-    nats_server: NatsServer, backend_at: Make, server_proxy: Callable[[Server], Proxy]
-) -> None:
-    proxy = server_proxy(nats_server)
-
-    async def main() -> None:
-        async with (
-            backend_at(proxy.url_for(nats_server.url)) as waiter,
-            backend_at(nats_server.url) as other,
-        ):
-            first = asyncio.ensure_future(waiter.result_store().wait(["a"], timeout_s=10))
-            await asyncio.sleep(0.05)
-            await waiter.queue().get(["x"])
-            proxy.cut()
-            await other.result_store().put([ResultRecord("a", 1, TaskState.SUCCEEDED, b"result")])
-            async with asyncio.timeout(3.0):
-                [found] = await first
-            assert found is not None
-            assert found.body == b"result"
 
     asyncio.run(main())
 

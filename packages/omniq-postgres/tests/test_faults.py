@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -12,8 +11,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from omniq_conformance import ServerSuite
 from omniq_conformance.hand import Hand, ids
-from omniq_conformance.load import Load, insist
+from omniq_conformance.load import insist
 from omniq_conformance.servers import PostgresServer, Proxy
 from omniq_core import (
     ErrorCode,
@@ -22,7 +22,6 @@ from omniq_core import (
     Outcome,
     ResultRecord,
     Settlement,
-    TaskFilter,
     TaskState,
     Verb,
 )
@@ -38,92 +37,21 @@ async def listening(worker: PostgresBackend) -> None:
     await worker._listener.listening.wait()
 
 
-def test_a_killed_server_loses_nothing_that_it_acknowledged_and_has_nothing_else(
-    postgres_server_durable: PostgresServer,
-) -> None:
-    server = postgres_server_durable
-    schema = f"kill_{uuid.uuid4().hex[:8]}"
+class TestServer(ServerSuite):
+    producers = (1, 6, 11, 1, 6, 11, 1, 6)
 
-    async def main() -> Load:
-        async with PostgresBackend.from_url(server.url, schema=schema) as backend:
-            load = Load(backend)
-            load.start(1, 6, 11, 1, 6, 11, 1, 6, workers=2)
-            for _ in range(3):
-                await load.kill(server, after=200)
-                await asyncio.to_thread(server.start)
-            await load.stop()
-            await load.check()
-            page = await backend.queue().query(TaskFilter(states=[TaskState.PENDING, TaskState.RUNNING]))
-            assert page.items == []
-            return load
+    @pytest.fixture
+    def server(self, postgres_server: PostgresServer) -> PostgresServer:
+        return postgres_server
 
-    try:
-        load = asyncio.run(main())
-        [[count]] = server.execute(f"select count(*) from {schema}.task where state = 2")
-        # A task whose acknowledgement got lost may be there as well; the producer has asked again, so it is acknowledged.
-        assert int(count) == len(load.acknowledged) == len(load.done)
-    finally:
-        server.start()
-        server.execute(f"set client_min_messages = error; drop schema {schema} cascade")
+    @pytest.fixture
+    def durable_server(self, postgres_server_durable: PostgresServer) -> PostgresServer:
+        return postgres_server_durable
 
-
-def test_a_frozen_server_hangs_nobody_and_is_used_again(
-    postgres_server: PostgresServer, postgres_schema: str
-) -> None:
-    async def main() -> None:
-        backend = PostgresBackend.from_url(
-            postgres_server.url, schema=postgres_schema, statement_timeout_s=0.5, connect_timeout_s=0.5
+    def backend_at(self, url: str, namespace: str, *, patience_s: float = 10.0) -> PostgresBackend:
+        return PostgresBackend.from_url(
+            url, schema=namespace, statement_timeout_s=patience_s, connect_timeout_s=patience_s
         )
-        async with backend:
-            hand = Hand(backend)
-            await hand.put_one()
-            held = await hand.claim_one(lease_s=60.0)
-            waiting = asyncio.ensure_future(backend.queue().wait(["q"], timeout_s=30.0))
-            await asyncio.sleep(0.05)
-            await asyncio.to_thread(postgres_server.freeze)
-            frozen_at = time.monotonic()
-            try:
-                late = Hand.record()
-                sent = asyncio.ensure_future(
-                    backend.queue().enqueue([late])
-                )  # on the one connection that there is
-                await asyncio.sleep(0.01)
-                calls = [
-                    sent,
-                    backend.queue().extend([held.lease], lease_s=60.0),
-                    hand.claim(),
-                    backend.queue().get(["x"]),
-                    backend.result_store().get(["x"]),
-                    backend.event_store().append([Event("e", "x", "t", 1.0)]),
-                    backend.queue().maintain(),
-                    backend.queue().stats(["q"]),
-                ]
-                async with asyncio.timeout(8.0):
-                    errors: list[Any] = await asyncio.gather(*calls, return_exceptions=True)
-                for error in errors:
-                    assert isinstance(error, BaseException), f"a frozen server answered {error!r}"
-                    assert backend.classify(error).is_retryable, f"{error!r}: {backend.classify(error)}"
-                assert backend.classify(errors[0]) is ErrorCode.UNKNOWN_EFFECT, (
-                    "it was sent, and may yet be done"
-                )
-                # New connections are accepted by the kernel, and then nobody speaks.
-                with pytest.raises(psycopg.Error) as caught:
-                    await backend.queue().get(["x"])
-                assert backend.classify(caught.value) is ErrorCode.UNAVAILABLE
-                # Enough, with what has passed, for a lease that only the client believes in: 5 s in all.
-                await asyncio.sleep(max(0.0, 5.0 - (time.monotonic() - frozen_at)))
-            finally:
-                await asyncio.to_thread(postgres_server.thaw)
-            [answer] = await insist(backend, lambda: backend.queue().enqueue([late]))
-            assert answer.outcome in (Outcome.OK, Outcome.DUPLICATE)
-            assert list(await backend.queue().settle([Settlement(held.lease, Verb.SUCCEED)])) == [Outcome.OK]
-            async with asyncio.timeout(5.0):
-                await asyncio.wait([waiting])
-            found = ids(await hand.claim()) or [late.id]
-            assert found == [late.id]
-            await asyncio.gather(waiting, return_exceptions=True)
-
-    asyncio.run(main())
 
 
 def test_a_listener_that_was_cut_off_listens_again(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from omniq_conformance import ServerSuite
 from omniq_conformance.hand import Hand, ids
-from omniq_conformance.load import Load, insist, until
+from omniq_conformance.load import insist, until
 from omniq_conformance.servers import Proxy, Server, ValkeyServer
 from omniq_core import (
     ErrorCode,
@@ -26,7 +25,7 @@ from omniq_core import (
     Verb,
 )
 from omniq_redis import RedisBackend
-from omniq_redis.errors import CannotConnect, ConnectionLost, NoAnswer
+from omniq_redis.errors import ConnectionLost
 from omniq_redis.keys import prefix
 from omniq_redis.scripts import SCRIPTS
 
@@ -38,62 +37,19 @@ Call = Callable[[], Awaitable[Any]]
 Blocked = Callable[..., Awaitable[None]]
 
 
-def test_nothing_acknowledged_is_lost_when_the_server_is_killed_again_and_again(
-    valkey_server_durable: ValkeyServer, backend_at: Make
-) -> None:
-    async def main() -> None:
-        async with backend_at(valkey_server_durable.url) as backend:
-            load = Load(backend)
-            load.start(5, 5, 5, workers=1)
-            for _ in range(3):
-                await load.kill(valkey_server_durable, after=100)
-                await asyncio.to_thread(valkey_server_durable.start)
-            await load.stop()
-            await load.check()
+class TestServer(ServerSuite):
+    @pytest.fixture
+    def server(self, valkey_server: ValkeyServer) -> ValkeyServer:
+        return valkey_server
 
-    asyncio.run(main())
+    @pytest.fixture
+    def durable_server(self, valkey_server_durable: ValkeyServer) -> ValkeyServer:
+        return valkey_server_durable
 
-
-def test_a_frozen_server_hangs_nobody_and_everything_goes_on_when_it_thaws(
-    valkey_server: ValkeyServer, backend_at: Make
-) -> None:
-    async def main() -> None:
-        async with backend_at(valkey_server.url, timeout_s=0.3, connect_timeout_s=0.3) as backend:
-            hand, queue = Hand(backend), backend.queue()
-            record = await hand.put_one()
-            await asyncio.to_thread(valkey_server.freeze)
-            started = time.monotonic()
-            with pytest.raises(NoAnswer) as first:
-                await queue.get([record.id])
-            assert backend.classify(first.value) is ErrorCode.UNKNOWN_EFFECT
-            with pytest.raises(
-                CannotConnect
-            ) as second:  # the kernel accepts the connection, nobody answers it
-                await hand.put_one()
-            assert backend.classify(second.value) is ErrorCode.UNAVAILABLE
-            assert time.monotonic() - started < 2.0
-            await asyncio.to_thread(valkey_server.thaw)
-            await insist(backend, lambda: queue.get([record.id]))
-            assert ids(await hand.claim()) == [record.id]
-
-    asyncio.run(main())
-
-
-def test_a_worker_that_waits_is_woken_after_its_server_was_restarted(
-    valkey_server_durable: ValkeyServer, backend_at: Make, blocked: Blocked
-) -> None:
-    async def main() -> None:
-        async with backend_at(valkey_server_durable.url) as backend:
-            queue = backend.queue()
-            waiting = asyncio.ensure_future(queue.wait(["q"], timeout_s=30))
-            await blocked(valkey_server_durable)
-            await asyncio.to_thread(valkey_server_durable.kill)
-            async with asyncio.timeout(2):
-                assert await waiting is True, "a wake-up may have been lost with the connection: claim"
-            await asyncio.to_thread(valkey_server_durable.start)
-            assert await insist(backend, lambda: queue.wait(["q"], timeout_s=0.05)) is False
-
-    asyncio.run(main())
+    def backend_at(self, url: str, namespace: str, *, patience_s: float = 10.0) -> RedisBackend:
+        return RedisBackend.from_url(
+            url, project_name=namespace, timeout_s=patience_s, connect_timeout_s=patience_s
+        )
 
 
 def test_scripts_that_the_server_forgot_are_sent_again(valkey_server: ValkeyServer, backend_at: Make) -> None:
@@ -214,51 +170,6 @@ def test_a_reply_lost_of_any_kind_of_call_can_be_asked_for_again(
                 "the counts did not drift: unique and three reaped ones run"
             )
             assert proxy.counters.swallowed == cut, "every first call was cut short"
-
-    asyncio.run(main())
-
-
-def test_cancelled_calls_never_shift_the_answers_of_others(
-    valkey_server: ValkeyServer, backend_at: Make
-) -> None:
-    async def main() -> None:
-        chance = random.Random(7)
-        async with backend_at(valkey_server.url) as backend:
-            hand, queue = Hand(backend), backend.queue()
-            records = await hand.put(200)
-            for _ in range(20):
-                asked = [
-                    (r.id, asyncio.ensure_future(queue.get([r.id]))) for r in chance.choices(records, k=40)
-                ]
-                for _, call in asked[:: chance.randint(2, 4)]:
-                    for _ in range(chance.randint(0, 3)):
-                        await asyncio.sleep(0)
-                    call.cancel()
-                await asyncio.wait([call for _, call in asked])
-                for task_id, call in asked:
-                    if not call.cancelled():
-                        assert [t and t.id for t in call.result()] == [task_id], "an answer of another call"
-
-    asyncio.run(main())
-
-
-def test_a_server_that_is_not_there_is_told_at_once_and_by_its_address(
-    valkey_server: ValkeyServer, backend_at: Make, server_proxy: Callable[[Server], Proxy]
-) -> None:
-    proxy = server_proxy(valkey_server)
-
-    async def main() -> None:
-        proxy.refuse()
-        backend = backend_at(proxy.url_for(valkey_server.url))
-        with pytest.raises(CannotConnect, match=f"127.0.0.1:{proxy.port}") as refused:
-            await backend.open()
-        assert backend.classify(refused.value) is ErrorCode.UNAVAILABLE
-        proxy.accept()
-        proxy.half_open()
-        started = time.monotonic()
-        with pytest.raises(CannotConnect, match=r"within 0\.2 s"):
-            await backend_at(proxy.url_for(valkey_server.url), connect_timeout_s=0.2).open()
-        assert time.monotonic() - started < 1.0
 
     asyncio.run(main())
 

@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from omniq_conformance.env import Env, Unavailable
+    from omniq_conformance.server_suite import ServerSuite
     from omniq_conformance.suite import BackendSuite
     from omniq_conformance.worker_suite import WorkerSuite
 
 __version__ = "0.1.0"
-__all__ = ["BackendSuite", "Env", "Unavailable", "WorkerSuite"]
+__all__ = ["BackendSuite", "Env", "ServerSuite", "Unavailable", "WorkerSuite"]
 
-_HOMES = {"BackendSuite": "suite", "Env": "env", "Unavailable": "env", "WorkerSuite": "worker_suite"}
+_HOMES = {
+    "BackendSuite": "suite",
+    "Env": "env",
+    "ServerSuite": "server_suite",
+    "Unavailable": "env",
+    "WorkerSuite": "worker_suite",
+}
 
 
 def __getattr__(name: str) -> object:

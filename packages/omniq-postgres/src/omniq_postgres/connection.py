@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import pq
 from psycopg.adapt import Transformer
+from psycopg.conninfo import conninfo_to_dict
 
 from omniq_postgres.encoding import encode
 from omniq_postgres.statements import Statement
@@ -57,10 +58,17 @@ async def connect(conninfo: str, *, timeout_s: float) -> Link:
         async with asyncio.timeout(timeout_s):
             connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
     except TimeoutError:
-        raise NotConnected(f"the server did not answer within {timeout_s:g} s") from None
+        raise NotConnected(f"{_server(conninfo)} did not answer within {timeout_s:g} s") from None
     except psycopg.errors.ConnectionTimeout as error:
         raise NotConnected(str(error)) from None
     return Link(connection)
+
+
+def _server(conninfo: str) -> str:
+    """What messages call the server of a connection string: where it is, and never who logs in."""
+    given = conninfo_to_dict(conninfo)
+    where = [str(given[name]) for name in ("host", "port") if name in given]
+    return f"the server at {':'.join(where)}" if where else "the server"
 
 
 class Prepared(NamedTuple):
@@ -210,7 +218,8 @@ class Link:
         return results[-1]
 
     def _out_of_time(self, timeout_s: float) -> None:
-        self.close(NoReply(f"the server did not answer within {timeout_s:g} s"))
+        server = _server(self._connection.info.dsn)
+        self.close(NoReply(f"{server} did not answer within {timeout_s:g} s"))
 
     # --- the socket ---------------------------------------------------------------------------------------------
 
