@@ -243,6 +243,40 @@ def test_a_claim_that_is_repeated_hands_out_no_more_than_was_asked_for(
     asyncio.run(main())
 
 
+@pytest.mark.usefixtures("hints_come_back_soon")
+def test_what_others_took_of_a_claim_is_not_counted_as_running_under_it(
+    nats_server: NatsServer, backend_at: Make
+) -> None:
+    async def main() -> None:
+        async with backend_at(nats_server.url) as backend:
+            hand = Hand(backend)
+            records = await hand.put(3)
+
+            class Died(BaseException):
+                pass
+
+            async def die(*_: object, **__: object) -> None:
+                raise Died
+
+            claim = partial(hand.claim, claim_id="one")
+            with patch.object(type(backend._opened().tasks), "change", die), pytest.raises(Died):
+                await claim()
+            taken: list[Claim] = []
+            async with asyncio.timeout(20):
+                while not taken:  # once the hints that the first call was dealt are dealt again
+                    await asyncio.sleep(0.02)
+                    taken = await hand.claim(max_tasks=2)
+            assert ids(await claim()) == ids(records)[2:], "what was left"
+            assert await ready(hand.queue) == (0, 0, 3)
+            await hand.finish_all(taken)
+            assert await ready(hand.queue) == (0, 0, 1)
+            await hand.finish_all(await claim())
+            assert await ready(hand.queue) == (0, 0, 0)
+            assert await backend._opened().tasks.holdings.all() == []
+
+    asyncio.run(main())
+
+
 def test_a_claimer_that_slept_before_it_took_its_tasks_takes_none(
     nats_server: NatsServer, backend_at: Make
 ) -> None:

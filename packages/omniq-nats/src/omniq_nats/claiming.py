@@ -20,13 +20,11 @@ from omniq_nats.distance import Distance
 from omniq_nats.documents import EXPIRED, OVER, PENDING, RUNNING, Document, decode_if
 from omniq_nats.holdings import Entry, Held, Holding, Lease
 from omniq_nats.jetstream import CONFLICT
-from omniq_nats.lines import PEEK, Bucket, Hint, Line, Look
+from omniq_nats.lines import FORGET_S, PEEK, Bucket, Hint, Line, Look
 from omniq_nats.tasks import Tasks, Version
 
-__all__ = ["FORGET_S", "Claiming", "expired"]
+__all__ = ["Claiming", "expired"]
 
-FORGET_S = 60.0
-"""A hint whose document has not come after so long is dropped. Its writer has ended, or puts another: see ``PATIENCE_S``."""
 MOVED_AT_ONCE = 500
 PART, READ_AHEAD = 125, 2
 """A claim takes its tasks in such parts, and reads so many of them ahead: a server answers a connection's readings one after
@@ -277,7 +275,7 @@ class Claiming:
         entries = await tasks.holdings.entries(holding.lease)
         found = await tasks.read([entry.task_id for entry in entries])
         claims: dict[int, Claim] = {}
-        indexes, waiting, versions = [], [], []
+        indexes, waiting, versions, others = [], [], [], []
         for index, entry in enumerate(entries):
             version = found.get(entry.task_id)
             if version is None:
@@ -289,9 +287,16 @@ class Claiming:
                 indexes.append(index)
                 waiting.append(entry)
                 versions.append(version)
-        more, _ = await self._take(holding, waiting, versions, indexes)
+            else:
+                others.append(index)
+        more, lost = await self._take(holding, waiting, versions, indexes)
         by_id = {entry.task_id: index for index, entry in enumerate(entries)}
         claims.update((by_id[claim.task_id], claim) for claim in more)
+        # What is settled, or somebody else's. No write of the first call can take it any more: its document has changed.
+        await tasks.holdings.close(holding, others + lost)
+        await tasks.lines.drop(
+            [entries[index].hint for index in claims]
+        )  # the first call may not have got to it
         return [claims[index] for index in sorted(claims)]
 
 

@@ -58,21 +58,18 @@ class Enqueueing:
             self._known |= new
 
     async def _store(self, records: Sequence[TaskRecord]) -> list[Enqueued]:
-        # Only one of a batch could be lost alone, so it needs no batch. A unique key is a second message.
-        if len(records) == 1 and records[0].unique_key is None:
-            answer = await self._try(records, {})
-            return [Enqueued(OK if answer else DUPLICATE, records[0].id)]
         answers: dict[str, Enqueued] = {}
         todo = list(records)
         hopeful = all(record.unique_key is None for record in records)
         for _ in range(100):
             keys: dict[str, int] = {}
+            shadows: dict[str, int] = {}
             if not hopeful:
-                todo, keys = await self._sort_out(todo, answers)
+                todo, keys, shadows = await self._sort_out(todo, answers)
             if not todo:
                 break
             part = todo if not keys else todo[:PAIRS]
-            if await self._try(part, keys):
+            if await self._try(part, keys, shadows):
                 answers.update((record.id, Enqueued(OK, record.id)) for record in part)
                 todo = todo[len(part) :]
                 if not todo:
@@ -84,10 +81,12 @@ class Enqueueing:
 
     async def _sort_out(
         self, records: list[TaskRecord], answers: dict[str, Enqueued]
-    ) -> tuple[list[TaskRecord], dict[str, int]]:
-        """Takes out the tasks that are known and the keys that are held; the sequences of the keys' messages."""
+    ) -> tuple[list[TaskRecord], dict[str, int], dict[str, int]]:
+        """Takes out the tasks that are known and the keys that are held; the sequences of the keys' messages, and of those
+        tasks that are known as shadows only."""
         tasks = self._tasks
         known = await tasks.read([record.id for record in records])
+        shadows = {task_id: known.pop(task_id)[0] for task_id in await tasks.shadows.among(known.values())}
         new = []
         for record in records:
             if record.id in known:
@@ -105,7 +104,7 @@ class Enqueueing:
                     answers[record.id] = Enqueued(Outcome.CONFLICT, holder)
                     continue
             free.append(record)
-        return free, keys
+        return free, keys, shadows
 
     async def holders(self, keys: Sequence[str]) -> dict[str, tuple[int, str | None]]:
         """For each unique key the sequence of its message, and the pending or running task that holds it."""
@@ -116,6 +115,8 @@ class Enqueueing:
         found = await tasks.js.newest(tasks.subjects.tasks, list(subjects), fresh=True)
         claimants = {subject: stored.payload.decode() for subject, stored in found.items()}
         documents = await tasks.read(list(claimants.values()))
+        for task_id in await tasks.shadows.among(documents.values()):
+            del documents[task_id]
         answer: dict[str, tuple[int, str | None]] = {}
         for subject, key in subjects.items():
             seq, holder = 0, None
@@ -127,7 +128,9 @@ class Enqueueing:
             answer[key] = (seq, holder)
         return answer
 
-    async def _try(self, records: Sequence[TaskRecord], keys: dict[str, int]) -> bool:
+    async def _try(
+        self, records: Sequence[TaskRecord], keys: dict[str, int], shadows: dict[str, int]
+    ) -> bool:
         """Stores all of these tasks or none; whether it did."""
         tasks = self._tasks
         started = time.monotonic()
@@ -148,7 +151,8 @@ class Enqueueing:
             if record.unique_key is not None:
                 key = record.unique_key
                 writes.append((tasks.subjects.key(key), head(keys[key]), record.id.encode()))
-            writes.append((tasks.subjects.task(record.id), head(0), encode(_document(record, now, place))))
+            replaced = head(shadows.get(record.id, 0))
+            writes.append((tasks.subjects.task(record.id), replaced, encode(_document(record, now, place))))
         if len(writes) == 1:
             answer = await tasks.js.write_one(*writes[0])
         else:

@@ -47,7 +47,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     subject: str
     payload: bytes
     at: float = 0.0
-    """When it was stored, by the server's clock; only from :meth:`JetStream.page`."""
+    """When it was stored, by the server's clock; only from :meth:`JetStream.page` and :meth:`JetStream.at`."""
 
 
 def head(expected: int | None = None, ttl_s: int | None = None) -> bytes:
@@ -336,12 +336,17 @@ class JetStream:
                 body = _encode({"multi_last": part, "batch": len(part)})
                 asked.append((gathered, part, link.collect(target, body, gathered)))
             wanted = []
-            for gathered, part, answer in asked:
-                await answer
-                found.update([(stored.subject, stored) for stored in gathered.found])
-                # The server stops when it has sent enough bytes.
-                if gathered.more and gathered.found:
-                    wanted += [subject for subject in part if subject not in found]
+            try:
+                for gathered, part, answer in asked:
+                    await answer
+                    found.update([(stored.subject, stored) for stored in gathered.found])
+                    # The server stops when it has sent enough bytes.
+                    if gathered.more and gathered.found:
+                        wanted += [subject for subject in part if subject not in found]
+            except BaseException:
+                for _, _, answer in asked:
+                    forget(answer)
+                raise
         return found
 
     async def bare(self, stream: str, sequences: Sequence[int]) -> list[bytes | None]:
@@ -360,7 +365,8 @@ class JetStream:
             return None
         _check(answer, "read")
         message = answer["message"]
-        return Stored(message["seq"], message["subject"], base64.b64decode(message.get("data", "")))
+        data = base64.b64decode(message.get("data", ""))
+        return Stored(message["seq"], message["subject"], data, seconds_of(message["time"]))
 
     async def _newest_of_leader(self, stream: str, subjects: Sequence[str]) -> dict[str, Stored]:
         found: dict[str, Stored] = {}

@@ -13,10 +13,12 @@ from omniq_nats.errors import ConnectionLost, NotThere
 from omniq_nats.jetstream import AT_ONCE, JetStream, Stored
 from omniq_nats.subjects import Subjects, text_of
 
-__all__ = ["Bucket", "Hint", "Line", "Lines", "Look", "bucket_of"]
+__all__ = ["FORGET_S", "Bucket", "Hint", "Line", "Lines", "Look", "bucket_of"]
 
 DEAL_S = 10
 """How long somebody may take from being dealt a hint to acknowledging it. Then it is dealt to another, which does no harm."""
+FORGET_S = 60.0
+"""A hint whose document has not come after so long is dropped. Its writer has ended, or puts another: see ``PATIENCE_S``."""
 STEPS_MS = (
     (10_000, 100),
     (100_000, 1_000),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from omniq_core import Page, QueueStats, TaskFilter, TaskSnapshot
 from omniq_nats.documents import RUNNING, STATES, Document, decode, snapshot
@@ -22,14 +22,20 @@ class Looking:
 
     async def get(self, task_ids: Sequence[str]) -> list[TaskSnapshot | None]:
         versions = await self._tasks.read(list(dict.fromkeys(task_ids)))
-        shown = await self._show([document for _, document in versions.values()])
+        shown = await self._show(versions.values())
         return [shown.get(task_id) for task_id in task_ids]
 
-    async def _show(self, documents: Sequence[Document]) -> dict[str, TaskSnapshot]:
-        claims = {document.claim for document in documents if document.state == RUNNING and document.claim}
-        leases = await self._tasks.holdings.leases(claims)
+    async def _show(self, versions: Collection[Version]) -> dict[str, TaskSnapshot]:
+        tasks = self._tasks
+        running = [version for version in versions if version[1].state == RUNNING]
+        leases = await tasks.holdings.leases({document.claim for _, document in running if document.claim})
+        shadows = await tasks.shadows.among(versions, leases)
+        if shadows:
+            await tasks.shadows.let_go(version for version in versions if version[1].id in shadows)
         shown = {}
-        for document in documents:
+        for _, document in versions:
+            if document.id in shadows:
+                continue
             lease = leases.get(document.claim or "") if document.state == RUNNING else None
             if lease is None:
                 shown[document.id] = snapshot(document)
@@ -51,24 +57,24 @@ class Looking:
 
     async def query(self, which: TaskFilter, limit: int, cursor: str | None) -> Page[TaskSnapshot]:
         before = _place(cursor) if cursor else None
-        found: dict[str, Document] = {}
+        found: dict[str, Version] = {}
         most = limit + 1
         async for page in self.walk(which):
-            for _, document in page:
+            for version in page:
                 # It may have come before, as it was then.
-                if before is None or (document.born, document.id) < before:
-                    found[document.id] = document
+                if before is None or _order(version) < before:
+                    found[version[1].id] = version
             if len(found) > 4 * most:
                 newest = heapq.nlargest(most, found.values(), key=_order)
-                found = {document.id: document for document in newest}
+                found = {version[1].id: version for version in newest}
         newest = heapq.nlargest(most, found.values(), key=_order)
         more = len(newest) > limit
         newest = newest[:limit]
         shown = await self._show(newest)
         last = newest[-1] if newest else None
         return Page(
-            [shown[document.id] for document in newest],
-            f"{last.born} {last.id}" if more and last is not None else None,
+            [shown[document.id] for _, document in newest if document.id in shown],
+            f"{last[1].born} {last[1].id}" if more and last is not None else None,
         )
 
     # --- counts -------------------------------------------------------------------------------------------------
@@ -110,8 +116,8 @@ class Looking:
         return sorted(text_of(subject[len(prefix) :]) for subject in counts)
 
 
-def _order(document: Document) -> tuple[int, str]:
-    return document.born, document.id
+def _order(version: Version) -> tuple[int, str]:
+    return version[1].born, version[1].id
 
 
 def _place(cursor: str) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from omniq_nats.holdings import Holdings
 from omniq_nats.jetstream import CONFLICT, JetStream, Write, head
 from omniq_nats.lines import Lines, payload
 from omniq_nats.options import NatsOptions
+from omniq_nats.shadows import Shadows
 from omniq_nats.subjects import Subjects
 
 __all__ = ["PATIENCE_S", "Tasks", "Version"]
@@ -51,6 +52,7 @@ class Tasks:
         self.options = options
         self.lines = Lines(streams, subjects, clock)
         self.holdings = Holdings(streams, subjects)
+        self.shadows = Shadows(streams, subjects, self.holdings, clock, options.retention_s)
 
     # --- documents ----------------------------------------------------------------------------------------------
 

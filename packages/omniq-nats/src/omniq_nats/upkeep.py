@@ -7,10 +7,11 @@ import copy
 import msgspec
 
 from omniq_core import Maintained, Moved, TaskFilter, TaskState
-from omniq_nats.claiming import FORGET_S, expired
+from omniq_nats.claiming import expired
 from omniq_nats.documents import CANCELLED, DEAD, PENDING, RUNNING, STATES, WORKER_LOST, Document
 from omniq_nats.holdings import Holding
 from omniq_nats.jetstream import CONFLICT
+from omniq_nats.lines import FORGET_S
 from omniq_nats.looking import Looking
 from omniq_nats.tasks import Tasks
 
