@@ -243,6 +243,37 @@ def test_a_claim_that_is_repeated_hands_out_no_more_than_was_asked_for(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_claim_that_names_a_task_twice_hands_it_out_once(
+    nats_server: NatsServer, backend_at: Make, dies: bool
+) -> None:
+    """A task has two hints now and then, of which one holds."""
+
+    async def main() -> None:
+        async with backend_at(nats_server.url) as backend:
+            parts = backend._opened()
+            hand, lines = Hand(backend), parts.tasks.lines
+            records = await hand.put(2)
+            await lines.put([(parts.subjects.line("q", 0), payload(record.id)) for record in records])
+            claim = partial(hand.claim, claim_id="one")
+
+            class Died(BaseException):
+                pass
+
+            async def die(*_: object, **__: object) -> None:
+                raise Died
+
+            if dies:  # it has taken the tasks, and nobody is told
+                with patch.object(type(parts.tasks.holdings), "close", die), pytest.raises(Died):
+                    await claim()
+            found = await claim()
+            assert ids(found) == ids(records)
+            await hand.finish_all(found)
+            assert await parts.tasks.holdings.all() == []
+
+    asyncio.run(main())
+
+
 @pytest.mark.usefixtures("hints_come_back_soon")
 def test_what_others_took_of_a_claim_is_not_counted_as_running_under_it(
     nats_server: NatsServer, backend_at: Make

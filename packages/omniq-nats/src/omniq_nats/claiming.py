@@ -90,14 +90,14 @@ class Claiming:
                     raise part  # the caller repeats the claim, and gets what it took
                 claims += part[0]
                 lost += part[1]
-            won = {claim.task_id for claim in claims}
-            await tasks.lines.done([hint for hint in hints if hint.task_id in won])
+            # By its fence, not by its task: of two hints of one task, one holds.
+            fences = {claim.lease.fence for claim in claims}
+            won = {i for i, hint in enumerate(hints) if _fence(hint.seq) in fences}
+            await tasks.lines.done([hints[i] for i in sorted(won)])
             if len(won) < len(hints):
                 # Somebody changed a task meanwhile, or a hint did not hold. What does hold is found anew.
                 await tasks.lines.not_yet([hints[i] for i in lost], tasks.clock.now())
-                await tasks.holdings.close(
-                    holding, [i for i, hint in enumerate(hints) if hint.task_id not in won]
-                )
+                await tasks.holdings.close(holding, [i for i in range(len(hints)) if i not in won])
             if claims:
                 return claims
         return []
@@ -155,7 +155,7 @@ class Claiming:
             todo = []
             for index, entry in again:
                 version = found.get(entry.task_id)
-                if version is not None and version[1].state == RUNNING and version[1].claim == claim_id:
+                if version is not None and _has_taken(version[1], claim_id, entry):
                     # A repetition of this very call was quicker.
                     claims[index] = _claim(holding, index, version[1], version[0])
                 elif version is not None and version[1].state == PENDING and version[1].hint == entry.hint:
@@ -281,7 +281,7 @@ class Claiming:
             if version is None:
                 continue
             seq, document = version
-            if document.state == RUNNING and document.claim == holding.lease.claim_id:
+            if _has_taken(document, holding.lease.claim_id, entry):
                 claims[index] = _claim(holding, index, document, seq)
             elif document.state == PENDING and document.hint == entry.hint:
                 indexes.append(index)
@@ -290,14 +290,25 @@ class Claiming:
             else:
                 others.append(index)
         more, lost = await self._take(holding, waiting, versions, indexes)
-        by_id = {entry.task_id: index for index, entry in enumerate(entries)}
-        claims.update((by_id[claim.task_id], claim) for claim in more)
+        places = {_fence(entry.hint): index for index, entry in enumerate(entries)}
+        claims.update((places[claim.lease.fence], claim) for claim in more)
         # What is settled, or somebody else's. No write of the first call can take it any more: its document has changed.
         await tasks.holdings.close(holding, others + lost)
         await tasks.lines.drop(
             [entries[index].hint for index in claims]
         )  # the first call may not have got to it
         return [claims[index] for index in sorted(claims)]
+
+
+def _fence(hint: int) -> int:
+    """The fence of who claims a task by a hint. The sequence of its hint rises with each time that the task is put into line,
+    and never comes again, not even after a purge. Twice that, so that a take-over, which adds one, stays below the next."""
+    return 2 * hint
+
+
+def _has_taken(document: Document, claim_id: str, entry: Entry) -> bool:
+    """Whether a task runs under a claim, by this very entry: its claim may name a task twice, by hints of which one holds."""
+    return document.state == RUNNING and document.claim == claim_id and document.fence == _fence(entry.hint)
 
 
 def _is_early(hint: Hint, version: Version | None) -> bool:
@@ -314,9 +325,7 @@ def _running(
             document,
             state=RUNNING,
             claim=claim_id,
-            # The sequence of its hint rises with each time that the task is put into line, and never comes again, not even
-            # after a purge. Twice that, so that a take-over, which adds one, stays below the next claim.
-            fence=2 * entry.hint,
+            fence=_fence(entry.hint),
             attempt=document.attempt + 1,
         )
         change = changed, seq
