@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from omniq_conformance.load import Load, insist, until
-from omniq_core import BackendError, Claim, Enqueued, ErrorCode, Outcome, Settlement, TaskRecord
+from omniq_core import BackendError, Claim, Enqueued, ErrorCode, Outcome, Settlement, TaskRecord, Verb
 from omniq_memory.backend import MemoryBackend, MemoryQueue
 
 T = TypeVar("T")
@@ -70,6 +71,17 @@ class Honest(MemoryQueue):
 
     async def settle(self, settlements: Sequence[Settlement], /) -> Sequence[Outcome]:
         return await self.server.answer("work", partial(super().settle, settlements))
+
+
+class Counting(Honest):
+    """Notes how runs ended, of those whose end was answered."""
+
+    ends: Counter[Verb]
+
+    async def settle(self, settlements: Sequence[Settlement], /) -> Sequence[Outcome]:
+        outcomes = await super().settle(settlements)
+        self.__dict__.setdefault("ends", Counter()).update(end.verb for end in settlements)
+        return outcomes
 
 
 class LosingTasks(Honest):
@@ -148,6 +160,24 @@ def test_a_server_is_killed_while_a_task_is_enqueued_and_another_worked_on_and_a
     assert all(all(cut.values()) for cut in server.cut), server.cut
     assert len(load.acknowledged) >= 5 * 120
     assert sorted(load.done) == sorted(load.acknowledged)
+
+
+def test_some_runs_are_retried_or_released_and_their_tasks_are_handed_out_again() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20), Remote(Counting, Server()) as backend:
+            load = Load(backend)
+            load.start(5, workers=2)
+            for _ in range(3):
+                await load.goes_on()
+            await load.stop()
+            await load.check()
+            queue = backend.queue()
+            assert isinstance(queue, Counting)
+            assert queue.ends[Verb.SUCCEED] == len(load.done) == len(load.acknowledged)
+            assert queue.ends[Verb.RETRY] > 0
+            assert queue.ends[Verb.RELEASE] > 0
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(

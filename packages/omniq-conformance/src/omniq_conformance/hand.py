@@ -151,6 +151,7 @@ class Hand:
             claim_id=claim_id or str(uuid.uuid4()),
         )
         assert len(claims) <= wanted, f"claim(max_tasks={wanted}) handed out {len(claims)} tasks"
+        assert len(set(ids(claims))) == len(claims), f"handed out twice by one claim: {ids(claims)}"
         return list(claims)
 
     async def claim_all(

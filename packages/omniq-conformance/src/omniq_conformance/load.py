@@ -19,6 +19,7 @@ For any backend that keeps what it acknowledges, and any server that can be kill
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -34,6 +35,9 @@ T = TypeVar("T")
 
 PAUSE_S = 0.02
 """Between two looks, or two attempts: without it they would take the core that the server needs."""
+ENDS = (Verb.SUCCEED, Verb.RETRY, Verb.RELEASE)
+"""How the runs of a load end, and how often in ten: most succeed, the others are handed out again."""
+OFTEN = (8, 1, 1)
 ACCEPTED = frozenset({Outcome.OK, Outcome.DUPLICATE})
 """What a call may say that is repeated because its first answer was lost."""
 
@@ -96,7 +100,7 @@ class Killable(Protocol):
 
 
 class Load:
-    """Producers and workers on one backend, and what they were told.
+    """Producers and workers on one backend, and what they were told. Some runs are retried or released, the others succeed.
 
     Every call is repeated until it succeeds, so in the end all that was begun is acknowledged. However long a server is away
     or takes to start, no more than :attr:`MOST` tasks are enqueued until the next kill.
@@ -116,6 +120,7 @@ class Load:
         self._backend = backend
         self._hand = Hand(backend)
         self._handed_out: set[str] = set()
+        self._chance = random.Random(7)
         self._stopped = self._hurried = False
         self._most = float("inf")
         self._under_way = {"enqueue": 0, "work": 0}
@@ -222,7 +227,7 @@ class Load:
 
     async def _produce(self, size: int) -> None:
         while not self._stopped:
-            records = self._hand.records(size, max_crashes=100)
+            records = self._hand.records(size, max_crashes=100, max_attempts=100)
             answers = await self._insist("enqueue", partial(self._hand.enqueue, records))
             assert {answer.outcome for answer in answers} <= ACCEPTED, f"new tasks were answered {answers}"
             self.acknowledged.extend(ids(records))
@@ -232,26 +237,32 @@ class Load:
 
     async def _work(self) -> None:
         while not self._stopped:
-            if not await self._finish_some(5):
+            if not await self._finish_some(5, OFTEN):
                 await self._pause()
 
     async def _pause(self) -> None:
         await asyncio.sleep(0 if self._hurried else PAUSE_S)
 
-    async def _finish_some(self, most: int) -> list[str]:
-        """Claims and settles. What was handed out is nobody else's, whatever happened to the call that took it."""
+    async def _finish_some(self, most: int, often: Sequence[int] = (1, 0, 0)) -> list[str]:
+        """Claims and settles; the tasks that succeeded. What was handed out is nobody else's, whatever happened to the call
+        that took it."""
         most = min(most, self._hand.limits.max_batch)
         claim = partial(self._hand.claim, max_tasks=most, claim_id=str(uuid.uuid4()))
         claims = await self._insist("work", claim)
         found = ids(claims)
         assert self._handed_out.isdisjoint(found), f"handed out twice: {_some(found)}"
         self._handed_out.update(found)
-        ends = [Settlement(claim.lease, Verb.SUCCEED, result=b"done") for claim in claims]
+        ends = [
+            Settlement(claim.lease, verb, result=b"done" if verb is Verb.SUCCEED else None)
+            for claim, verb in zip(claims, self._chance.choices(ENDS, often, k=len(claims)), strict=True)
+        ]
+        succeeded = [end.lease.task_id for end in ends if end.verb is Verb.SUCCEED]
+        self._handed_out.difference_update(set(found).difference(succeeded))
         outcomes = await self._insist("work", partial(self._hand.settle_all, ends))
         assert ACCEPTED.issuperset(outcomes), f"the owner settled its tasks and was answered {outcomes}"
-        self.done.extend(found)
+        self.done.extend(succeeded)
         self._tell()
-        return found
+        return succeeded
 
     async def _insist(self, kind: Literal["enqueue", "work"], call: Callable[[], Awaitable[T]]) -> T:
         async def counted() -> T:
