@@ -294,9 +294,8 @@ class Claiming:
         claims.update((places[claim.lease.fence], claim) for claim in more)
         # What is settled, or somebody else's. No write of the first call can take it any more: its document has changed.
         await tasks.holdings.close(holding, others + lost)
-        await tasks.lines.drop(
-            [entries[index].hint for index in claims]
-        )  # the first call may not have got to it
+        # The first call may not have got to it.
+        await tasks.lines.drop([entries[index].hint for index in claims])
         return [claims[index] for index in sorted(claims)]
 
 

@@ -15,11 +15,10 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from omniq_nats.clock import ServerClock
 from omniq_nats.documents import PENDING, RUNNING, Document, encode, ttl_of
 from omniq_nats.holdings import Holdings, Lease
 from omniq_nats.jetstream import JetStream, Stored, head, seconds_of
-from omniq_nats.lines import FORGET_S
+from omniq_nats.lines import FORGET_S, Lines
 from omniq_nats.subjects import Subjects
 
 __all__ = ["Shadows"]
@@ -33,8 +32,8 @@ class Shadows:
     Args:
         streams: JetStream.
         subjects: the project's.
+        lines: where its tasks wait.
         holdings: its claims.
-        clock: the server's.
         retention_s: how long a shadow is kept once it was seen.
     """
 
@@ -42,14 +41,14 @@ class Shadows:
         self,
         streams: JetStream,
         subjects: Subjects,
+        lines: Lines,
         holdings: Holdings,
-        clock: ServerClock,
         retention_s: float,
     ) -> None:
         self._js = streams
         self._subjects = subjects
+        self._lines = lines
         self._holdings = holdings
-        self._clock = clock
         self._retention_s = retention_s
 
     async def among(
@@ -74,11 +73,16 @@ class Shadows:
         suspects += [(v, lines) for v, hint in zip(waiting, hints, strict=True) if hint is None]
         if not suspects:
             return set()
+        now = await self._lines.now()
         made = {stream: await self._made_at(stream) for stream in {stream for _, stream in suspects}}
-        proofs = await asyncio.gather(*(self._is_shadow(v, stream, made[stream]) for v, stream in suspects))
+        proofs = await asyncio.gather(
+            *(self._is_shadow(v, stream, made[stream], now) for v, stream in suspects)
+        )
         return {version[1].id for (version, _), proof in zip(suspects, proofs, strict=True) if proof}
 
-    async def _is_shadow(self, version: tuple[int, Document], stream: str, made_at: float) -> bool:
+    async def _is_shadow(
+        self, version: tuple[int, Document], stream: str, made_at: float, now: float
+    ) -> bool:
         seq, document = version
         if document.state == PENDING and await self._js.at(stream, document.hint) is not None:
             return False  # only a replica that lags did not have it
@@ -86,14 +90,14 @@ class Shadows:
         stored = await self._js.at(self._subjects.tasks, seq)
         if stored is None or stored.at < made_at:
             return False  # it is older than all claims or hints that could be there: they were deleted, and will be made anew
-        return document.state == RUNNING or _has_waited(stored, self._clock.now())
+        return document.state == RUNNING or _has_waited(stored, now)
 
     async def _made_at(self, stream: str) -> float:
         return seconds_of(str((await self._js.api(f"STREAM.INFO.{stream}"))["created"]))
 
     async def let_go(self, versions: Iterable[tuple[int, Document]]) -> None:
         """Has shadows deleted after a while, as finished tasks are."""
-        now = self._clock.now()
+        now = await self._lines.now()
         await self._js.write(
             [
                 (

@@ -52,7 +52,7 @@ class Tasks:
         self.options = options
         self.lines = Lines(streams, subjects, clock)
         self.holdings = Holdings(streams, subjects)
-        self.shadows = Shadows(streams, subjects, self.holdings, clock, options.retention_s)
+        self.shadows = Shadows(streams, subjects, self.lines, self.holdings, options.retention_s)
 
     # --- documents ----------------------------------------------------------------------------------------------
 
