@@ -230,6 +230,35 @@ def test_without_inotify_the_wait_still_ends_but_is_not_called_a_wake_up(
     asyncio.run(main())
 
 
+def test_without_inotify_what_comes_between_the_first_look_and_the_first_question_wakes(
+    path: str, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object) -> int:
+        raise OSError(24, "no more instances")
+
+    monkeypatch.setattr(wakeup._Inotify, "open", refuse)
+
+    async def main() -> None:
+        async with SQLiteBackend(db_path=path) as backend, SQLiteBackend(db_path=path) as other:
+            assert backend._storage is not None
+            watcher = backend._storage.watcher
+            ask, committed = watcher._data_version, asyncio.Event()
+
+            async def late() -> int:
+                await committed.wait()
+                return await ask()
+
+            monkeypatch.setattr(watcher, "_data_version", late)
+            waiting = asyncio.create_task(backend.queue().wait(["q"], timeout_s=60))
+            await asyncio.sleep(0)
+            await backend.queue().get(["x"])  # reads come one after the other: it has looked
+            await other.queue().enqueue(tasks(1))
+            committed.set()
+            assert await asyncio.wait_for(waiting, 30) is True
+
+    asyncio.run(main())
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere who waits has to ask")
 def test_who_waits_costs_nothing_while_nothing_happens(path: str) -> None:
     async def main() -> None:

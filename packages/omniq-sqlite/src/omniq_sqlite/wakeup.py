@@ -183,6 +183,7 @@ class Watcher:
 
     async def _poll(self) -> None:
         seen = await self._data_version()
+        self.ring_all()  # what came between their look and this
         while True:
             await asyncio.sleep(POLL_S)
             now = await self._data_version()
