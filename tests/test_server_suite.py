@@ -12,7 +12,7 @@ import pytest
 
 from omniq_conformance import ServerSuite, server_suite
 from omniq_conformance.servers import ValkeyServer
-from omniq_core import ErrorCode
+from omniq_core import Capability, ErrorCode
 from omniq_redis import RedisBackend
 from omniq_redis.errors import CannotConnect
 from omniq_redis.queue import RedisQueue
@@ -35,6 +35,19 @@ class Endless(Trial):
 
     def backend_at(self, url: str, namespace: str, *, patience_s: float = 10.0) -> RedisBackend:
         return super().backend_at(url, namespace, patience_s=60.0)
+
+
+class Less(RedisBackend):
+    async def open(self) -> None:
+        await super().open()
+        self.capabilities -= {Capability.QUERY, Capability.EVENTS, Capability.RESULTS}
+
+
+class Lesser(Trial):
+    __test__ = False
+
+    def backend_at(self, url: str, namespace: str, *, patience_s: float = 10.0) -> RedisBackend:
+        return Less.from_url(url, project_name=namespace, timeout_s=patience_s, connect_timeout_s=patience_s)
 
 
 @pytest.fixture
@@ -81,6 +94,9 @@ async def opens_in_silence(self: RedisBackend) -> None:
     raise CannotConnect("no server")
 
 
+KILLED = (
+    Trial.test_what_was_acknowledged_and_nothing_else_is_there_after_the_server_was_killed_again_and_again
+)
 FROZEN = Trial.test_a_frozen_server_hangs_nobody_and_everything_goes_on_when_it_thaws
 WAITS = Trial.test_who_waits_for_tasks_is_woken_when_the_server_dies_and_hears_again_when_it_is_back
 RESULT = Trial.test_who_waits_for_a_result_hears_of_it_after_its_connections_were_cut
@@ -89,11 +105,17 @@ AWAY = Trial.test_a_server_that_is_not_there_is_told_in_time_and_by_its_address
 
 
 def test_a_server_that_forgets_what_it_acknowledged_is_found_out(forgetful: ValkeyServer) -> None:
-    check = (
-        Trial.test_what_was_acknowledged_and_nothing_else_is_there_after_the_server_was_killed_again_and_again
-    )
     with pytest.raises(AssertionError, match=r"an acknowledged task is gone|handed out twice|was answered"):
-        check(Trial(), forgetful, "forgetful")
+        KILLED(Trial(), forgetful, "forgetful")
+
+
+def test_a_backend_that_can_do_less_and_says_so_is_accepted(
+    valkey_server: ValkeyServer, valkey_server_durable: ValkeyServer
+) -> None:
+    KILLED(Lesser(), valkey_server_durable, "lesser")
+    FROZEN(Lesser(), valkey_server, "lesser")
+    with pytest.raises(pytest.skip.Exception, match="no results"):
+        RESULT(Lesser(), valkey_server, "lesser")
 
 
 @pytest.mark.parametrize("check", [FROZEN, AWAY])

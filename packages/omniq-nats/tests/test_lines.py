@@ -36,6 +36,14 @@ pytestmark = pytest.mark.slow  # deliveries have to end
 Make = Callable[..., NatsBackend]
 
 
+class Died(BaseException):
+    """A claimer did, in the midst of it."""
+
+
+async def die(*_: object, **__: object) -> None:
+    raise Died
+
+
 async def ready(queue: Queue) -> tuple[int, int, int]:
     [stats] = await queue.stats(["q"])
     return stats.ready, stats.delayed, stats.running
@@ -188,12 +196,6 @@ def test_a_claimer_that_died_in_between_leaves_no_task_behind(
             hand, queue = Hand(backend), backend.queue()
             records = await hand.put(5)
 
-            class Died(BaseException):
-                pass
-
-            async def die(*_: object, **__: object) -> None:
-                raise Died
-
             where = (type(parts.tasks), "change") if step == "claim" else (type(parts.tasks.lines), "done")
             with patch.object(*where, die), pytest.raises(Died):
                 await hand.claim(lease_s=0.05)
@@ -223,12 +225,6 @@ def test_a_claim_that_is_repeated_hands_out_no_more_than_was_asked_for(
             await parts.tasks.lines.put([(line, payload(f"never came {n}")) for n in range(5)])
             records = await hand.put(20)
 
-            class Died(BaseException):
-                pass
-
-            async def die(*_: object, **__: object) -> None:
-                raise Died
-
             claim = partial(hand.claim, max_tasks=5, claim_id="one")
             with (
                 patch.object(claiming, "FORGET_S", -1.0),
@@ -257,12 +253,6 @@ def test_a_claim_that_names_a_task_twice_hands_it_out_once(
             await lines.put([(parts.subjects.line("q", 0), payload(record.id)) for record in records])
             claim = partial(hand.claim, claim_id="one")
 
-            class Died(BaseException):
-                pass
-
-            async def die(*_: object, **__: object) -> None:
-                raise Died
-
             if dies:  # it has taken the tasks, and nobody is told
                 with patch.object(type(parts.tasks.holdings), "close", die), pytest.raises(Died):
                     await claim()
@@ -282,12 +272,6 @@ def test_what_others_took_of_a_claim_is_not_counted_as_running_under_it(
         async with backend_at(nats_server.url) as backend:
             hand = Hand(backend)
             records = await hand.put(3)
-
-            class Died(BaseException):
-                pass
-
-            async def die(*_: object, **__: object) -> None:
-                raise Died
 
             claim = partial(hand.claim, claim_id="one")
             with patch.object(type(backend._opened().tasks), "change", die), pytest.raises(Died):
